@@ -1,0 +1,43 @@
+"""Digits: 1,797 grey 8x8 pictures of handwritten digits, bundled with scikit-learn (UCI, Alpaydin and Kaynak, 1998).
+
+Small enough for tests and examples, and needs no file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MissingExtraError
+from .record import Dataset
+
+__all__ = ["load"]
+
+# Mean and standard deviation of the training pixels, as fractions of the largest value, 16.
+_MEAN, _STD = 0.3058, 0.3762
+
+
+def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, Dataset]:
+    """Return ``(train, test)`` of 1,437 and 360 examples: x float32[N, 1, 8, 8], y int64[N] in 0..9.
+
+    Every fifth example of each class is for testing: the same split everywhere, without chance.
+
+    Args:
+        data_dir: not used; there is no file.
+        progress: not used; nothing is downloaded.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the digits data set", "digits") from error
+    bundle = load_digits()
+    x = ((bundle.images / 16 - _MEAN) / _STD).astype(np.float32)[:, np.newaxis]
+    y = bundle.target.astype(np.int64)
+    for_test = np.zeros(len(y), np.bool_)
+    for_test[np.argsort(y, kind="stable")[::5]] = True
+    names = tuple(str(digit) for digit in range(10))
+    return Dataset(x[~for_test], y[~for_test], names), Dataset(x[for_test], y[for_test], names)

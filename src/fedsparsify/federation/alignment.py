@@ -1,0 +1,60 @@
+"""How far clients agree: the drift of their updates and the overlap of their masks."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..state import Floats, Mask
+
+__all__ = ["Alignment"]
+
+
+class Alignment:
+    """Running figures over one round's updates.
+
+    Args:
+        w: float32[n], the broadcast parameters that all updates started from.
+    """
+
+    def __init__(self, w: Floats) -> None:
+        self._w = w
+        self._directions: NDArray[np.float64] = np.zeros(w.shape, np.float64)
+        self._moved = 0
+        self._masks: list[NDArray[np.uint8]] = []
+
+    def add(self, w: Floats, mask: Mask) -> None:
+        """Count one client's parameters and mask in; O(n), and n / 8 bytes are kept."""
+        update = w.astype(np.float64) - self._w
+        length = float(np.linalg.norm(update))
+        if length > 0:
+            self._directions += update / length
+            self._moved += 1
+        self._masks.append(np.packbits(mask))
+
+    @property
+    def client_drift(self) -> float | None:
+        """Mean pairwise cosine distance of the client updates, in [0, 2]; None for fewer than two that moved.
+
+        The sum over all pairs of unit vectors u_j . u_k follows from the length of their sum, so no pair is visited.
+        """
+        k = self._moved
+        if k < 2:
+            return None
+        return 1.0 - (float(self._directions @ self._directions) - k) / (k * (k - 1))
+
+    @property
+    def mask_overlap(self) -> float | None:
+        """Mean pairwise Jaccard index of the client masks, in [0, 1]; None for fewer than two clients."""
+        if len(self._masks) < 2:
+            return None
+        if all(np.array_equal(mask, self._masks[0]) for mask in self._masks):
+            return 1.0
+        return float(np.mean([_jaccard(a, b) for a, b in combinations(self._masks, 2)]))
+
+
+def _jaccard(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    union = int(np.bitwise_count(a | b).sum())
+    return int(np.bitwise_count(a & b).sum()) / union if union else 1.0

@@ -1,0 +1,104 @@
+"""A user's own function, named in a configuration as ``module:function``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .errors import ConfigError, FedSparsifyError
+
+__all__ = ["call", "describe", "nearest", "resolve"]
+
+
+def resolve(reference: str, place: str) -> Callable[..., Any]:
+    """Import the function (or class) that a reference names.
+
+    The current directory is importable, as it is for ``python -m``: it stays first on ``sys.path``, because a user's
+    module may import its neighbours later.
+
+    Args:
+        reference: ``package.module:function``; a dotted name after the colon reaches into a class.
+        place: the configuration key that holds the reference, for messages, e.g. ``model.name``.
+
+    Raises:
+        ConfigError: the reference is malformed, its module is missing or cannot be imported, or what it names is
+            missing or cannot be called.
+
+    >>> resolve("math:hypot", "model.name")(3.0, 4.0)
+    5.0
+    """
+    module_name, colon, attributes = reference.partition(":")
+    here = f'{place} = "{reference}"'
+    if not (colon and all(module_name.split(".")) and all(attributes.split("."))):
+        raise ConfigError(f'{here} must have the form "module:function"')
+    found: Any = _import(module_name, here)
+    for name in attributes.split("."):
+        if not hasattr(found, name):
+            raise ConfigError(f"{here}: {module_name} has no {name}{nearest(name, dir(found))}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise ConfigError(f"{here} is a {type(found).__name__}; name a function or class that can be called")
+    return found  # type: ignore[no-any-return]
+
+
+def call(function: Callable[..., Any], here: str, **options: Any) -> Any:
+    """Call a user's function; report what it raises as one sentence with its file and line.
+
+    Args:
+        function: what :func:`resolve` returned.
+        here: how messages name it, e.g. ``data.name = "mine:load"``.
+        options: keyword arguments for it.
+
+    Raises:
+        ConfigError: the function raised something that is not a :class:`~fedsparsify.errors.FedSparsifyError`; the
+            original exception is its cause.
+    """
+    try:
+        return function(**options)
+    except FedSparsifyError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{here} failed with {describe(error)}") from error
+
+
+def describe(error: Exception) -> str:
+    """Return an exception's type, text, file and line, for one-sentence messages about a user's code."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError):  # its text names file and line already, its last frame is the import system
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({frame.filename}, line {frame.lineno})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean X?`` for the known name most like a mistyped one, or nothing.
+
+    >>> nearest("hiden", ["classes", "hidden", "inputs"])
+    '; did you mean hidden?'
+    >>> nearest("hiden", ["classes"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _import(name: str, here: str) -> Any:
+    directory = os.getcwd()
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    # A module written since the last import (a notebook, a test) is invisible to stale directory caches.
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        # A missing module that the user's module itself imports is another mistake than a wrong reference.
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{here}: no module named {error.name} in {directory} or among the installed packages"
+            ) from error
+        raise ConfigError(f"{here}: importing {name} failed with {describe(error)}") from error

@@ -1,0 +1,197 @@
+#include "pattern.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+namespace fedsparsify {
+namespace {
+
+int ceil_div(int a, int b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// Every offset plus the reach of a kernel must stay inside [first, last) of the tensor.
+void check_inside(const std::vector<int32_t>& offsets, int64_t origin, int64_t reach, int64_t size, const char* what) {
+    for (int32_t offset : offsets)
+        if (origin + offset < 0 || origin + offset + reach > size)
+            throw std::out_of_range(std::string("compiled mask: an index of ") + what + " lies outside its tensor");
+}
+
+struct Entry {
+    int32_t row, column, offset, index;
+};
+
+// Sorts entries into column blocks of `per_block` columns, then rows, keeping column order within a row.
+RowIndex index_rows(std::vector<Entry>& entries, int rows, int columns, int per_block) {
+    RowIndex out;
+    out.rows = rows;
+    out.blocks = std::max(1, (columns + per_block - 1) / per_block);
+    out.start.assign(static_cast<std::size_t>(out.blocks) * static_cast<std::size_t>(rows) + 1, 0);
+    const auto bucket = [&](const Entry& e) {
+        return static_cast<std::size_t>(e.column / per_block) * static_cast<std::size_t>(rows) +
+               static_cast<std::size_t>(e.row);
+    };
+    for (const Entry& e : entries) ++out.start[bucket(e) + 1];
+    std::partial_sum(out.start.begin(), out.start.end(), out.start.begin());
+    std::vector<int32_t> next(out.start.begin(), out.start.end() - 1);
+    std::vector<Entry> sorted(entries.size());
+    for (const Entry& e : entries) sorted[static_cast<std::size_t>(next[bucket(e)]++)] = e;
+    entries.swap(sorted);
+    out.offset.reserve(entries.size());
+    out.entry.reserve(entries.size());
+    for (const Entry& e : entries) {
+        out.offset.push_back(e.offset);
+        out.entry.push_back(e.index);
+    }
+    return out;
+}
+
+// Columns per block such that a row has about `target` survivors in each.
+int columns_for(int64_t survivors, int rows, int columns, double target, int least, int most) {
+    const double per_row = static_cast<double>(survivors) / std::max(1, rows);
+    const int wanted = per_row > 0 ? static_cast<int>(columns * target / per_row) + 1 : columns;
+    return std::max(1, std::min(columns, std::max(least, std::min(most, wanted))));
+}
+
+void pad_tail(std::vector<int32_t>& v, int width) {
+    v.resize(static_cast<std::size_t>(round_up(static_cast<int>(v.size()), width)), 0);
+}
+
+}  // namespace
+
+LinearPattern::LinearPattern(const uint8_t* mask, LinearShape s, int stride, int width, bool needs_input_gradient)
+    : shape(s) {
+    const int64_t reach = stride;
+    std::vector<Entry> entries;
+    for (int r = 0; r < s.outputs; ++r)
+        for (int k = 0; k < s.inputs; ++k)
+            if (mask[static_cast<int64_t>(r) * s.inputs + k]) entries.push_back({r, k, k * stride, r * s.inputs + k});
+    const int per_block = columns_for(static_cast<int64_t>(entries.size()), s.outputs, s.inputs, 40, 192, s.inputs);
+    forward = index_rows(entries, s.outputs, s.inputs, per_block);
+    index.swap(forward.entry);
+    for (const Entry& e : entries) delta_offset.push_back(e.row * stride);
+    check_inside(forward.offset, 0, reach, static_cast<int64_t>(s.inputs) * stride, "a linear layer");
+    check_inside(delta_offset, 0, reach, static_cast<int64_t>(s.outputs) * stride, "a linear layer");
+    if (needs_input_gradient) {
+        std::vector<Entry> transposed(entries.size());
+        std::vector<int32_t> order(entries.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+            return entries[static_cast<std::size_t>(a)].row < entries[static_cast<std::size_t>(b)].row ||
+                   (entries[static_cast<std::size_t>(a)].row == entries[static_cast<std::size_t>(b)].row && a < b);
+        });
+        for (std::size_t i = 0; i < order.size(); ++i) {
+            const Entry& e = entries[static_cast<std::size_t>(order[i])];
+            transposed[i] = {e.column, e.row, e.row * stride, order[i]};
+        }
+        backward = index_rows(transposed, s.inputs, s.outputs, s.outputs);
+    }
+    pad_tail(forward.offset, width);
+    pad_tail(delta_offset, width);
+}
+
+Shape ConvShape::output(const Shape& in) const {
+    return {outputs, (in.height + 2 * pad_h - kernel_h) / stride_h + 1, (in.width + 2 * pad_w - kernel_w) / stride_w + 1};
+}
+
+Border ConvShape::input_border(const Shape& in) const {
+    const Shape out = output(in);
+    return {pad_h, pad_w, std::max(0, (out.height - 1) * stride_h + kernel_h - pad_h - in.height),
+            std::max(0, (out.width - 1) * stride_w + kernel_w - pad_w - in.width)};
+}
+
+Border ConvShape::delta_border(const Shape& in) const {
+    // Input pixel y is reached from output pixels (y + pad - k) / stride for 0 <= k < kernel.
+    const Shape out = output(in);
+    return {std::max(0, -ceil_div(pad_h - kernel_h + 1, stride_h)),
+            std::max(0, -ceil_div(pad_w - kernel_w + 1, stride_w)),
+            std::max(0, floor_div(in.height - 1 + pad_h, stride_h) - (out.height - 1)),
+            std::max(0, floor_div(in.width - 1 + pad_w, stride_w) - (out.width - 1))};
+}
+
+std::vector<int32_t> forward_taps(const ConvShape& s, const Tensor& in) {
+    std::vector<int32_t> taps;
+    for (int c = 0; c < s.inputs; ++c)
+        for (int ky = 0; ky < s.kernel_h; ++ky)
+            for (int kx = 0; kx < s.kernel_w; ++kx)
+                taps.push_back(static_cast<int32_t>(c * in.channel + (ky - s.pad_h) * in.row + (kx - s.pad_w) * in.px));
+    const Shape out = s.output(in.shape);
+    const int64_t reach =
+        (out.height - 1) * s.stride_h * in.row + (out.width - 1) * s.stride_w * in.px + in.px;
+    check_inside(taps, in.origin, reach, in.block, "a convolution");
+    return taps;
+}
+
+int phase_extent(int size, int phase, int stride) { return size > phase ? (size - phase + stride - 1) / stride : 0; }
+
+std::vector<PhaseTap> phase_taps(const ConvShape& s, const Tensor& delta, int phase_y, int phase_x) {
+    std::vector<PhaseTap> taps;
+    for (int o = 0; o < s.outputs; ++o)
+        for (int ky = 0; ky < s.kernel_h; ++ky)
+            for (int kx = 0; kx < s.kernel_w; ++kx) {
+                const int y = phase_y + s.pad_h - ky, x = phase_x + s.pad_w - kx;
+                if (y % s.stride_h != 0 || x % s.stride_w != 0) continue;
+                taps.push_back({o, ky, kx,
+                                static_cast<int32_t>(o * delta.channel + (y / s.stride_h) * delta.row +
+                                                     (x / s.stride_w) * delta.px)});
+            }
+    return taps;
+}
+
+ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& in, const Tensor* delta, int width)
+    : shape(s) {
+    const int area = s.kernel_h * s.kernel_w;
+    const std::vector<int32_t> taps = forward_taps(s, in);
+    std::vector<Entry> entries;
+    for (int r = 0; r < s.outputs; ++r)
+        for (int t = 0; t < s.taps(); ++t) {
+            const int i = r * s.taps() + t;
+            if (mask[i]) entries.push_back({r, t / area, taps[static_cast<std::size_t>(t)], i});
+        }
+    const auto survivors = static_cast<int64_t>(entries.size());
+    const std::vector<Entry> by_weight = entries;
+
+    // A tile reads (8 + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
+    // 24 KiB of them beside the accumulators.
+    const int tile = (8 * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
+    forward = index_rows(entries, s.outputs, s.inputs,
+                         columns_for(survivors, s.outputs, s.inputs, 16, 24576 / tile, s.inputs));
+    index.swap(forward.entry);
+    std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
+    for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
+
+    const Shape out = s.output(in.shape);
+    const int box_w = std::min(out.width, 32), box_h = std::max(1, 32 / box_w);
+    const int box = (box_w * s.stride_w + s.kernel_w - 1) * (box_h * s.stride_h + s.kernel_h - 1) * width * 4;
+    entries = by_weight;
+    gradient = index_rows(entries, s.outputs, s.inputs,
+                          columns_for(survivors, s.outputs, s.inputs, 12, 24576 / box, s.inputs));
+    for (int32_t& e : gradient.entry) e = place[static_cast<std::size_t>(e)];
+
+    if (!delta) return;
+    for (int py = 0; py < s.stride_h; ++py)
+        for (int px = 0; px < s.stride_w; ++px) {
+            Phase phase;
+            phase.y = py;
+            phase.x = px;
+            phase.height = phase_extent(in.shape.height, py, s.stride_h);
+            phase.width = phase_extent(in.shape.width, px, s.stride_w);
+            if (phase.height == 0 || phase.width == 0) continue;
+            std::vector<Entry> transposed;
+            for (const PhaseTap& t : phase_taps(s, *delta, py, px))
+                for (int c = 0; c < s.inputs; ++c) {
+                    const int32_t p = place[static_cast<std::size_t>(
+                        ((t.output * s.inputs + c) * s.kernel_h + t.ky) * s.kernel_w + t.kx)];
+                    if (p >= 0) transposed.push_back({c, t.output, t.offset, p});
+                }
+            const int delta_tile = (8 + s.kernel_w - 1) * s.kernel_h * width * 4;
+            phase.rows = index_rows(transposed, s.inputs, s.outputs,
+                                    columns_for(survivors, s.inputs, s.outputs, 16, 24576 / delta_tile, s.outputs));
+            check_inside(phase.rows.offset, delta->origin,
+                         (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
+                         "a convolution's gradient");
+            phases.push_back(std::move(phase));
+        }
+}
+
+}  // namespace fedsparsify

@@ -1,0 +1,77 @@
+"""The few frozen records that travel between server and clients.
+
+All vectors are flat and follow one :class:`~fedsparsify.layout.ParameterLayout`: position i of ``w`` and of ``mask``
+is the same parameter on the server and on every client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ClientUpdate", "Floats", "Mask", "ModelState", "ServerState"]
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """A network at one moment: parameters, which of them survive, and batch-norm statistics.
+
+    Attributes:
+        w: float32[n], all trainable parameters; exactly 0 where ``mask`` is False.
+        mask: bool[n], True for a surviving parameter.
+        buffers: float32[b], the floating-point buffers (batch-norm running statistics), never pruned.
+    """
+
+    w: Floats
+    mask: Mask
+    buffers: Floats
+
+    @property
+    def nonzero(self) -> int:
+        """Number of surviving parameters."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of parameters that are pruned."""
+        return 1.0 - self.nonzero / self.mask.size
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client returns from one round.
+
+    Attributes:
+        client: index of the client.
+        round: the round it trained in, from 1.
+        model: the client's parameters, mask and buffers after local training (and, for local purging, pruning).
+        num_examples: size n_k of the client's data, its weight in the merge.
+        metrics: figures measured by the client, e.g. ``loss`` (mean training loss) and ``seconds`` (local training).
+    """
+
+    client: int
+    round: int
+    model: ModelState
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """All that the server carries from one round to the next, and all that a checkpoint holds.
+
+    Attributes:
+        round: the last finished round; 0 before training.
+        model: the merged model that the next round starts from.
+        memory: named float32 vectors that a method keeps between rounds (empty for the paper's methods).
+    """
+
+    round: int
+    model: ModelState
+    memory: Mapping[str, Floats] = field(default_factory=dict)

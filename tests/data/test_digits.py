@@ -1,0 +1,38 @@
+"""Digits: a small data set without files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsparsify.data import load
+from fedsparsify.errors import MissingExtraError
+
+
+def test_the_split_is_fixed_stratified_and_standardised() -> None:
+    pytest.importorskip("sklearn", reason="the extra 'digits' is not installed")
+    train, test = load("digits", Path("ignored"))
+    assert train.x.shape == (1437, 1, 8, 8) and test.x.shape == (360, 1, 8, 8)
+    assert train.x.dtype == np.float32 and train.x.flags.c_contiguous and train.y.dtype == np.int64
+    counts = np.array([np.bincount(train.y), np.bincount(test.y)])
+    assert np.all(np.abs(counts[1] - counts.sum(axis=0) / 5) < 1), "a fifth of each class is for testing"
+    assert abs(train.x.mean()) < 1e-3 and abs(train.x.std() - 1) < 1e-3
+    again, _ = load("digits")
+    np.testing.assert_array_equal(again.x, train.x)
+
+
+def test_no_example_is_in_both_parts() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="the extra 'digits' is not installed")
+    both = np.concatenate([part.x for part in load("digits")]).reshape(1797, 64)
+    original = datasets.load_digits().data
+    restored = np.round((both * 0.3762 + 0.3058) * 16)
+    assert sorted(map(tuple, restored.tolist())) == sorted(map(tuple, original.tolist()))
+
+
+def test_without_scikit_learn_the_pip_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingExtraError, match=r"the digits data set needs .* pip install 'fedsparsify\[digits\]'"):
+        load("digits")
