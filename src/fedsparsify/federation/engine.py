@@ -22,7 +22,7 @@ from ..wire import Kind, Message, decode, encode
 from .alignment import Alignment
 from .transport import Reply, Transport
 
-__all__ = ["Evaluate", "Federation", "Observer", "Record", "participants"]
+__all__ = ["Evaluate", "Federation", "Observer", "Record", "check_federation", "participants"]
 
 Evaluate = Callable[[ModelState], Mapping[str, float]]
 """Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set."""
@@ -69,16 +69,19 @@ class Federation:
     participation: float = 1.0
     min_clients: int = 1
 
-    def run(self, state: ServerState, observers: Sequence[Observer]) -> ServerState:
+    def run(self, state: ServerState, observers: Sequence[Observer], *, recorded: bool = False) -> ServerState:
         """Run all rounds after ``state.round`` and return the last state.
 
-        A state of round 0 is evaluated and recorded first.
+        Args:
+            state: where to start; round 0 is the initial model.
+            observers: are told of every round, in this order.
+            recorded: whether round 0 was recorded before; else the initial model is evaluated and recorded first.
 
         Raises:
             TooFewClientsError: fewer than ``min_clients`` usable updates came back; observers have seen all rounds
                 before.
         """
-        if state.round == 0:
+        if state.round == 0 and not recorded:
             started = time.perf_counter()
             _tell(observers, state, self._record(state, started, _Round(self, state, [])))
         for t in range(state.round + 1, self.rounds + 1):

@@ -74,6 +74,11 @@ class Simulator:
         """The network's layout."""
         return self._tuner.layout
 
+    @property
+    def device(self) -> str:
+        """Where clients train, e.g. ``"cpu"``."""
+        return str(self._tuner.device)
+
     def __enter__(self) -> Simulator:
         return self
 

@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "network.hpp"
 #include "operators.hpp"
 
@@ -193,6 +196,26 @@ Floats run_value_gradient(const Operator& op, const Floats& x, const Floats& dy,
 
 std::vector<py::ssize_t> dims(const Shape& s) { return {s.channels, s.height, s.width}; }
 
+// Multiply-adds and bytes read from memory, per second, of one thread; the best of several short runs.
+std::pair<double, double> peak(const std::string& target) {
+    const Kernels& kernels = kernels_named(target);
+    const py::gil_scoped_release release;
+    using Clock = std::chrono::steady_clock;
+    constexpr int64_t rounds = 100000, size = int64_t{1} << 24;  // 64 MiB, beyond the caches of most processors
+    const Buffer data(static_cast<std::size_t>(size));
+    double rate = 0, bandwidth = 0;
+    volatile float sink = 0;
+    for (int i = 0; i < 8; ++i) {
+        auto start = Clock::now();
+        sink = sink + kernels.multiply_adds(rounds);
+        rate = std::max(rate, 96.0 * rounds * kernels.width / std::chrono::duration<double>(Clock::now() - start).count());
+        start = Clock::now();
+        sink = sink + kernels.read_all(data.data(), size);
+        bandwidth = std::max(bandwidth, 4.0 * size / std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    return {rate, bandwidth};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -204,6 +227,8 @@ PYBIND11_MODULE(_native, m) {
             if (find_kernels(name)) names.emplace_back(name);
         return names;
     });
+
+    m.def("peak", &peak, py::arg("target"));
 
     py::class_<Network>(m, "Trainer")
         .def(py::init([](const py::list& layers, const std::vector<int>& input, bool squared_error,

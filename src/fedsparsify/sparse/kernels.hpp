@@ -222,6 +222,9 @@ struct Kernels {
     double (*cross_entropy)(const float* logits, float* delta, ptrdiff_t stride, int classes, const int64_t* labels,
                             int valid, int lanes, float scale);
     void (*update)(const Update&);
+    // `rounds` times 96 independent-enough vector multiply-adds, to measure the peak rate.
+    float (*multiply_adds)(int64_t rounds);
+    float (*read_all)(const float* data, int64_t count);
 };
 
 // The best build for this processor, or the named one; null where the processor or the binary lacks it.

@@ -424,7 +424,7 @@ def _reads_batch(node: fx.Node) -> bool:
         return False
     if source.op == "call_method":
         return source.target == "size" and len(source.args) == 1
-    return source.target is getattr and bool(source.args[1] == "shape")
+    return source.target is getattr and str(source.args[1]) == "shape"
 
 
 def _read_squeeze(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:

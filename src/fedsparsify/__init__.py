@@ -1,0 +1,52 @@
+"""FedSparsify: federated progressive sparsification, (Purge, Merge, Tune)+.
+
+Stripelis, Gupta, Ver Steeg, Ambite, arXiv 2204.12430. The command line runs configurations (``fedsparsify --help``);
+:func:`federate` runs your own network on your own data; ``fedsparsify.algorithms.fedsparsify`` is the paper.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .errors import FedSparsifyError
+    from .experiment import federate, resume
+    from .layout import ParameterLayout
+    from .report import write_report
+    from .state import ClientUpdate, ModelState, ServerState
+    from .version import __version__
+
+__all__ = [
+    "ClientUpdate",
+    "Dataset",
+    "FedSparsifyError",
+    "ModelState",
+    "ParameterLayout",
+    "ServerState",
+    "__version__",
+    "federate",
+    "resume",
+    "write_report",
+]
+
+_HOME = {
+    "ClientUpdate": "state",
+    "Dataset": "data",
+    "FedSparsifyError": "errors",
+    "ModelState": "state",
+    "ParameterLayout": "layout",
+    "ServerState": "state",
+    "__version__": "version",
+    "federate": "experiment",
+    "resume": "experiment",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch takes seconds, and neither --help nor a report needs it.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

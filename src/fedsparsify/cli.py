@@ -1,0 +1,239 @@
+"""The command line: ``fedsparsify run | resume | report | partition``.
+
+A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .config import load_settings
+from .errors import FedSparsifyError
+from .version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train one sparse network over many clients that keep their data: [bold](Purge, Merge, Tune)+[/bold].\n\n"
+    "Start with [bold]fedsparsify run configs/fashion-mnist/demo.toml[/bold], then open the report it names.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Replace a setting, e.g. [bold]--set schedule.final=0.9[/bold]; may be given several times.",
+    ),
+]
+Config = Annotated[Path, typer.Argument(help="A TOML configuration, such as those in configs/.", show_default=False)]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder with the data files; the same as --set data.dir=DIR.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    config: Config,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New directory for the run; by default runs/NAME, numbered if taken.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a federation and write its records, final model and report.
+
+    [bold]fedsparsify run configs/fashion-mnist/fedsparsify-global-iid.toml --out runs/global[/bold]
+
+    The tables of a configuration: run, data, partition, federation, model, method, schedule, purge, train; every key is
+    explained in docs/configuration.md. Ctrl-C stops after saving; [bold]fedsparsify resume[/bold] goes on bit for bit.
+    """
+    from . import experiment
+
+    settings = load_settings(config, _overrides(overrides, data_dir))
+    prepared = experiment.prepare(settings, str(config))
+    folder = out or _free(Path("runs") / settings.run.name)
+    _watch(folder, settings.run.rounds, settings.run.tensorboard, lambda o: experiment.start(prepared, folder, o))
+
+
+@app.command()
+def resume(
+    directory: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes to use, 0 for one a core; changes no result.", show_default=False)
+    ] = None,
+) -> None:
+    """Go on with a run that was stopped or killed; the result is the same bit for bit."""
+    from . import experiment
+
+    config = directory / "config.toml"
+    settings = load_settings(config) if config.is_file() else None
+    rounds = settings.run.rounds if settings else 0
+    tensorboard = settings.run.tensorboard if settings else False
+    _watch(directory, rounds, tensorboard, lambda o: experiment.resume(directory, o, workers))
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; by default DIR/report.html, or report.html for several.", show_default=False),
+    ] = None,
+) -> None:
+    """Write one HTML page over one run, or several side by side; it works offline."""
+    from .report import write_report
+
+    default = directories[0] / "report.html" if len(directories) == 1 else Path("report.html")
+    page = write_report(directories, out or default)
+    _print_headline(directories)
+    _console().print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = None) -> None:
+    """Show how a configuration deals examples to clients, without training."""
+    from . import experiment
+    from .errors import ArgumentError, ConfigError
+
+    settings = load_settings(config, _overrides(overrides, data_dir))
+    try:
+        split = experiment.deal(settings)
+    except ArgumentError as error:
+        raise ConfigError(f"{config}: {error}") from error
+    table = Table("client", *split.class_names, "examples", "classes", title=f"{settings.run.name}: examples by class")
+    for column in table.columns:
+        column.justify = "right"
+    for client, counts in enumerate(split.counts):
+        shown = [str(count) if count else "·" for count in counts]
+        table.add_row(str(client), *shown, str(sum(counts)), str(sum(count > 0 for count in counts)))
+    _console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
+    except FedSparsifyError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"fedsparsify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _watch(folder: Path, rounds: int, tensorboard: bool, work: Callable[[Sequence[Any]], Path]) -> None:
+    """Run with progress; on Ctrl-C or SIGTERM say how to go on; at the end show a table and the report's path."""
+    from .progress import ProgressDisplay
+    from .report import write_report
+
+    console = _console()
+    display = ProgressDisplay(rounds, console)
+    observers: list[Any] = [display]
+    if tensorboard:
+        from .report.tensorboard import TensorBoardLog
+
+        observers.append(TensorBoardLog(folder / "tensorboard"))
+    try:
+        with _terminable(), display:
+            work(observers)
+    except KeyboardInterrupt:
+        if (folder / "checkpoint.fsp").exists():
+            console.print(
+                f"Stopped after round {display.last_round}. Go on with: fedsparsify resume {folder}", soft_wrap=True
+            )
+        else:
+            console.print("Stopped before the first round was finished.")
+        sys.exit(130)
+    page = write_report([folder], folder / "report.html")
+    _print_headline([folder])
+    console.print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM, which schedulers send, as Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_headline(directories: Sequence[Path]) -> None:
+    from .progress import describe_bytes, describe_seconds
+    from .report import headline, load_run
+
+    rows = headline([load_run(directory) for directory in directories])
+    score = rows[0].metric
+    table = Table("run", "rounds", score, "last ten", "parameters left", "sparsity", "sent", "of dense", "training")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.rounds_done}/{row.rounds_total}",
+            f"{row.final:.4f}",
+            f"{row.last_ten:.4f}",
+            f"{row.parameters_left:,} of {row.parameters:,}",
+            f"{row.sparsity:.4f}",
+            describe_bytes(round(row.megabytes * 1e6)),
+            "-" if row.dense_ratio is None else f"{row.dense_ratio:.0%}",
+            describe_seconds(row.seconds_train),
+        )
+    _console().print(table)
+
+
+def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
+    return [*(overrides or []), *([f"data.dir='{data_dir}'"] if data_dir else [])]
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or the first numbered one that does not exist."""
+    number = 1
+    candidate = folder
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _escaped(error: FedSparsifyError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

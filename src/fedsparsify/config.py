@@ -1,0 +1,280 @@
+"""TOML -> validated, frozen settings.
+
+One class a table, one documented field a key; types and unknown keys are checked here, ranges by the parts that use a
+value, and :mod:`fedsparsify.experiment` makes objects of it all. ``fedsparsify run --help`` and ``docs/configuration.md``
+show the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+from .plugins import nearest
+
+__all__ = [
+    "DataTable",
+    "FederationTable",
+    "MethodTable",
+    "ModelTable",
+    "PartitionTable",
+    "PurgeTable",
+    "RunTable",
+    "ScheduleTable",
+    "Settings",
+    "TrainTable",
+    "load_settings",
+    "parse_overrides",
+    "settings_from",
+]
+
+OWN = "<given in Python>"
+"""Stands where a Python program gave an object instead of a name."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunTable(_Table):
+    """``[run]``: the run as a whole."""
+
+    name: str = ""
+    """Shown in reports; the configuration file's name if empty."""
+    seed: int = Field(default=1, ge=0)
+    """Fixes initial weights, partition, participants, order of examples and dropout."""
+    rounds: int = Field(default=200, ge=1)
+    """T, the number of rounds."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that train clients; 0 is one a core. Changes no result."""
+    tensorboard: bool = False
+    """Also log to the run directory for TensorBoard (extra ``tensorboard``)."""
+
+
+class DataTable(_Table):
+    """``[data]``: what is learned."""
+
+    name: str
+    """``fashion-mnist``, ``digits``, or ``module:function`` returning (train, test)."""
+    dir: str = ""
+    """Folder with the data files; empty for FEDSPARSIFY_DATA, the system's place, or a download."""
+
+
+class PartitionTable(_Table):
+    """``[partition]``: how examples are dealt to clients."""
+
+    kind: Literal["iid", "classes", "dirichlet", "quantity"] = "iid"
+    """``iid``; ``classes`` (each client has exactly ``classes_per_client``); ``dirichlet`` and ``quantity`` (``alpha``)."""
+    classes_per_client: int = 2
+    """For ``classes``: number of classes that each client has."""
+    alpha: float = 0.5
+    """For ``dirichlet`` (skewed labels) and ``quantity`` (skewed sizes): smaller is more unequal."""
+
+
+class FederationTable(_Table):
+    """``[federation]``: who takes part."""
+
+    clients: int = 10
+    """Number of clients."""
+    participation: float = 1.0
+    """Fraction of clients that take part in a round, drawn anew each round."""
+    min_clients: int = 1
+    """A round with fewer usable updates stops the run."""
+
+
+class ModelTable(_Table):
+    """``[model]``: the network; keys besides ``name`` are passed to the function that builds it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    name: str
+    """``2-fc``, ``6-cnn``, or ``module:function`` returning a torch.nn.Module."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function that builds the network."""
+        return dict(self.model_extra or {})
+
+
+class MethodTable(_Table):
+    """``[method]``: the federated method."""
+
+    name: str
+    """``fedavg``, ``fedsparsify-global`` or ``fedsparsify-local``."""
+    merge: str = "majority"
+    """For ``fedsparsify-local``: ``majority``, ``majority-nonzero``, ``nonzero`` or ``average``."""
+
+
+class ScheduleTable(_Table):
+    """``[schedule]``: sparsity by round."""
+
+    initial: float = 0.0
+    """S_0, sparsity at the first pruning round."""
+    final: float = 0.95
+    """S_T, sparsity after the last round."""
+    start_round: int = 1
+    """t_0, the first round that prunes."""
+    frequency: int = 1
+    """F, rounds between prunings."""
+    exponent: float = 3.0
+    """e; larger prunes earlier."""
+
+
+class PurgeTable(_Table):
+    """``[purge]``: which parameters go."""
+
+    criterion: str = "magnitude"
+    """What ranks parameters."""
+    scope: str = "global"
+    """``global``: all compete with each other; ``per-layer``: within their tensor."""
+    prunable: str = "all"
+    """``all``, or ``weights`` to leave biases and batch-norm parameters alone."""
+
+
+class TrainTable(_Table):
+    """``[train]``: local training, SGD."""
+
+    lr: float
+    """Learning rate."""
+    epochs: int = 4
+    """Local epochs a round."""
+    batch_size: int = 32
+    """Examples a step."""
+    momentum: float = 0.0
+    """SGD momentum, anew every round."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty's factor."""
+    device: str = "auto"
+    """``auto`` takes an accelerator where there is one."""
+
+
+class Settings(_Table):
+    """All settings of a run."""
+
+    run: RunTable = RunTable()
+    data: DataTable
+    partition: PartitionTable = PartitionTable()
+    federation: FederationTable = FederationTable()
+    model: ModelTable
+    method: MethodTable
+    schedule: ScheduleTable = ScheduleTable()
+    purge: PurgeTable = PurgeTable()
+    train: TrainTable
+
+    def to_toml(self) -> str:
+        """Return the complete settings, defaults written out."""
+        return tomli_w.dumps(self.model_dump())
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that two settings share only if the same results are expected of them.
+
+        Where the data lie, how many workers there are and what the run is called change no result.
+        """
+        plain = self.model_dump(exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}})
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).digest()
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a configuration file.
+
+    Args:
+        path: a TOML file.
+        overrides: ``table.key=value`` texts that replace or add keys; values are TOML, bare words are texts.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or a key is unknown or of the wrong type.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a TOML file, such as configs/*/*.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    given = parse_overrides(overrides)
+    for (table, key), value in given.items():
+        if not isinstance(tables.setdefault(table, {}), dict):
+            raise ConfigError(f"{path}: {table} = {tables[table]!r} must be a table")
+        tables[table][key] = value
+    settings = settings_from(tables, str(path), given)
+    if not settings.run.name:
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": path.stem})})
+    return settings
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """Parse ``table.key=value`` texts.
+
+    Raises:
+        ConfigError: a text has another form.
+
+    >>> parse_overrides(["train.lr=0.1", "model.name=2-fc", "run.tensorboard=true"])
+    {('train', 'lr'): 0.1, ('model', 'name'): '2-fc', ('run', 'tensorboard'): True}
+    """
+    parsed = {}
+    for text in overrides:
+        place, equals, value = text.partition("=")
+        table, dot, key = place.strip().partition(".")
+        if not (equals and dot and table and key):
+            raise ConfigError(f'--set "{text}" must have the form table.key=value, as in train.lr=0.01')
+        try:
+            parsed[table, key] = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[table, key] = value.strip()
+    return parsed
+
+
+def settings_from(
+    tables: Mapping[str, Any], place: str, overridden: Mapping[tuple[str, str], Any] | None = None
+) -> Settings:
+    """Validate plain tables.
+
+    Args:
+        tables: table -> key -> value.
+        place: where they come from, for messages.
+        overridden: the (table, key) pairs that came from ``--set`` instead.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of the wrong type; the first such key is named.
+    """
+    try:
+        return Settings.model_validate(dict(tables))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = tuple(str(part) for part in first["loc"])
+        source = "--set" if where[:2] in (overridden or {}) else place
+        raise ConfigError(f"{source}: {_sentence(where, first['type'], first['msg'], first['input'])}") from error
+
+
+def _sentence(where: tuple[str, ...], kind: str, message: str, value: Any) -> str:
+    key = ".".join(where)
+    if kind == "extra_forbidden":
+        known = list(_keys())
+        if len(where) == 1:
+            tables = list(Settings.model_fields)
+            return f"[{key}] is an unknown table{nearest(key, tables)}; known are {', '.join(tables)}"
+        inside = [k for k in known if k.startswith(where[0] + ".")]
+        hint = nearest(key, inside) or nearest(key, known)
+        if not hint:
+            hint = next((f"; did you mean {k}?" for k in known if k.split(".")[1] == where[-1]), "")
+        return f"{key} is an unknown key{hint}; known are {', '.join(inside)}"
+    if kind == "missing":
+        return f"{key} is missing: {'add the table' if len(where) == 1 else 'give it a value'}"
+    expected = message.removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key} = {json.dumps(value, default=str)} must be {expected}"
+
+
+def _keys() -> Iterator[str]:
+    for table, info in Settings.model_fields.items():
+        for key in getattr(info.annotation, "model_fields", {}):
+            yield f"{table}.{key}"

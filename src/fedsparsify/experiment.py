@@ -1,0 +1,370 @@
+"""Settings -> objects -> a run: what the command line and the Python API both do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from . import data, models
+from .algorithms import Method, fedavg, fedsparsify_global, fedsparsify_local
+from .config import OWN, Settings, load_settings, settings_from
+from .data import Dataset, as_dataset, partition
+from .errors import ArgumentError, CheckpointError, ConfigError
+from .federation import Federation, Observer, RunDirectory, Simulator
+from .federation.engine import check_federation
+from .layout import ParameterLayout
+from .merge import MERGE_RULES
+from .plugins import nearest
+from .purge import CRITERIA, SCOPES, make_purge
+from .randomness import derive
+from .schedules import PolynomialSchedule
+from .state import ModelState, ServerState
+from .tune import TuneSettings
+from .version import __version__
+
+__all__ = ["METHODS", "Experiment", "Split", "deal", "federate", "make_method", "prepare", "resume", "start"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Who holds what.
+
+    Attributes:
+        clients: one data set a client.
+        test: the whole test set.
+        class_names: names of the classes; one column "examples" for regression.
+        counts: examples by client (row) and class (column).
+    """
+
+    clients: Sequence[Dataset]
+    test: Dataset
+    class_names: tuple[str, ...]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """All objects of a run, checked, before anything is written.
+
+    Attributes:
+        settings: the complete settings.
+        split: the clients' data and the test set.
+        module: the network with its initial weights.
+        method: the federated method.
+        train: how clients train.
+    """
+
+    settings: Settings
+    split: Split
+    module: nn.Module
+    method: Method
+    train: TuneSettings
+
+
+def prepare(settings: Settings, place: str, *, progress: bool = True) -> Experiment:
+    """Make all objects that settings describe.
+
+    Args:
+        settings: validated settings.
+        place: where they come from, for messages.
+        progress: show a bar where data must be downloaded.
+
+    Raises:
+        FedSparsifyError: a value is out of its range, or data or a named function cannot be used.
+    """
+    try:
+        _check(settings)
+        split = deal(settings, progress=progress)
+        module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
+        return _assemble(settings, split, module)
+    except (ArgumentError, ConfigError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def deal(settings: Settings, *, progress: bool = True) -> Split:
+    """Load the data set and deal its training examples to the clients.
+
+    Raises:
+        ArgumentError: the partition is impossible.
+        DataError: the data cannot be used.
+    """
+    folder = Path(settings.data.dir).expanduser() if settings.data.dir else None
+    train, test = data.load(settings.data.name, folder, progress)
+    clients = settings.federation.clients
+    rng = derive(settings.run.seed, "partition")
+    parts = _PARTITIONS[settings.partition.kind](train, clients, rng, settings)
+    return _split([train.take(part) for part in parts], test)
+
+
+def make_method(settings: Settings, layout: ParameterLayout) -> Method:
+    """Return the method that settings name.
+
+    Raises:
+        ConfigError: a name is unknown.
+        ArgumentError: the schedule is impossible.
+    """
+    return _choose(settings.method.name, METHODS, "method.name")(settings, layout)
+
+
+def start(
+    experiment: Experiment, out: Path, observers: Sequence[Observer] = ()
+) -> Path:
+    """Run an experiment in a new directory and return the directory.
+
+    Raises:
+        FedSparsifyError: the network cannot be used on the data, the directory cannot be used, or too few clients
+            remain; all rounds that were finished are kept.
+    """
+    with _simulator(experiment) as simulator:
+        state = _initial(experiment, simulator.layout)
+        simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
+        settings = experiment.settings
+        run = RunDirectory.create(
+            out, settings.to_toml(), _info(experiment, simulator), _digest(experiment, simulator.layout)
+        )
+        return _drive(experiment, simulator, run, state, observers)
+
+
+def resume(path: Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:
+    """Go on with a run after its last finished round; a finished run is left as it is.
+
+    Raises:
+        FedSparsifyError: the directory or its checkpoint cannot be used; nothing is changed.
+    """
+    config = path / "config.toml"
+    if not config.is_file():
+        raise CheckpointError(f"{path} is no run directory: it holds no config.toml")
+    settings = load_settings(config)
+    if OWN in (settings.data.name, settings.model.name):
+        raise CheckpointError(f"{path} was started from Python: resume it there, with federate(..., resume=True)")
+    if workers is not None:
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"workers": workers})})
+    return _resume(prepare(settings, str(config)), path, observers)
+
+
+def federate(
+    *,
+    model: Callable[[], nn.Module],
+    clients: Sequence[object],
+    test: object,
+    out: str | Path,
+    settings: Mapping[str, Mapping[str, Any]],
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Path:
+    """Federate your own network over your own data, and return the run directory.
+
+    Args:
+        model: returns a new network; called once, under a seed derived from ``run.seed``.
+        clients: one data set a client: an (x, y) pair of arrays or tensors, a map-style torch data set, or a
+            :class:`~fedsparsify.data.Dataset`.
+        test: the test set, likewise.
+        out: directory of the run.
+        settings: tables and keys as in a configuration file, without ``data``, ``model`` and ``partition``.
+        resume: go on with the run in ``out``, if there is one.
+        observers: are told of every round.
+
+    Raises:
+        FedSparsifyError: a setting, the data or the directory cannot be used.
+    """
+    tables = {
+        "method": {"name": "fedsparsify-global"},
+        **{table: dict(keys) for table, keys in settings.items()},
+        "data": {"name": OWN},
+        "model": {"name": OWN},
+    }
+    tables["federation"] = {**tables.get("federation", {}), "clients": len(clients)}
+    validated = settings_from(tables, "settings")
+    try:
+        _check(validated)
+        split = _split(
+            [as_dataset(c, f"the data of client {k}") for k, c in enumerate(clients)], as_dataset(test, "the test set")
+        )
+        experiment = _assemble(validated, split, models.build_from(model, validated.run.seed))
+    except ArgumentError as error:
+        raise ConfigError(f"settings: {error}") from error
+    path = Path(out)
+    if resume and (path / "config.toml").exists():
+        return _resume(experiment, path, observers)
+    return start(experiment, path, observers)
+
+
+def _resume(experiment: Experiment, path: Path, observers: Sequence[Observer]) -> Path:
+    with _simulator(experiment) as simulator:
+        run = RunDirectory.open(path, _digest(experiment, simulator.layout))
+        try:
+            run.expect(simulator.layout)
+            state = run.load()
+        except BaseException:
+            run.close()
+            raise
+        if state is None:  # killed before the initial model was recorded
+            return _drive(experiment, simulator, run, _initial(experiment, simulator.layout), observers)
+        return _drive(experiment, simulator, run, state, observers, recorded=True)
+
+
+def _initial(experiment: Experiment, layout: ParameterLayout) -> ServerState:
+    w, buffers = layout.read(experiment.module)
+    return ServerState(0, ModelState(w, np.ones(w.shape, np.bool_), buffers))
+
+
+def _drive(
+    experiment: Experiment,
+    simulator: Simulator,
+    run: RunDirectory,
+    state: ServerState,
+    observers: Sequence[Observer],
+    recorded: bool = False,
+) -> Path:
+    settings = experiment.settings
+    federation = Federation(
+        method=experiment.method,
+        layout=simulator.layout,
+        transport=simulator,
+        evaluate=simulator.evaluate,
+        clients=len(experiment.split.clients),
+        rounds=settings.run.rounds,
+        seed=settings.run.seed,
+        participation=settings.federation.participation,
+        min_clients=settings.federation.min_clients,
+    )
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        run.expect(simulator.layout)
+        final = federation.run(state, [run, *observers], recorded=recorded)
+        run.finish(final)
+    return run.path
+
+
+def _simulator(experiment: Experiment) -> Simulator:
+    settings = experiment.settings
+    return Simulator(
+        experiment.module,
+        experiment.method,
+        experiment.split.clients,
+        experiment.split.test,
+        experiment.train,
+        settings.run.seed,
+        settings.run.workers,
+    )
+
+
+def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment:
+    train = TuneSettings(**settings.train.model_dump())
+    return Experiment(settings, split, module, make_method(settings, ParameterLayout.of(module)), train)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what is wrong in any data set, before one is loaded."""
+    check_federation(settings.federation.clients, settings.federation.participation, settings.federation.min_clients)
+    TuneSettings(**settings.train.model_dump())
+    _schedule(settings)
+    for name, known, place in (
+        (settings.method.name, METHODS, "method.name"),
+        (settings.method.merge, MERGE_RULES, "method.merge"),
+        (settings.purge.criterion, CRITERIA, "purge.criterion"),
+        (settings.purge.scope, SCOPES, "purge.scope"),
+    ):
+        _choose(name, known, place)
+
+
+def _schedule(settings: Settings) -> PolynomialSchedule:
+    s = settings.schedule
+    return PolynomialSchedule(s.initial, s.final, s.start_round, settings.run.rounds, s.frequency, s.exponent)
+
+
+def _purge(settings: Settings, layout: ParameterLayout) -> Any:
+    p = settings.purge
+    return make_purge(layout, CRITERIA[p.criterion], SCOPES[p.scope], p.prunable)
+
+
+def _choose(name: str, known: Mapping[str, Any], place: str) -> Any:
+    if name not in known:
+        raise ConfigError(f'{place} = "{name}" is unknown{nearest(name, known)}; known are {", ".join(known)}')
+    return known[name]
+
+
+def _split(clients: Sequence[Dataset], test: Dataset) -> Split:
+    classes = max(test.num_classes, *(c.num_classes for c in clients)) if len(clients) else 0
+    if not classes:
+        return Split(clients, test, ("examples",), [[len(c)] for c in clients])
+    names = test.class_names or tuple(str(label) for label in range(classes))
+    counts = [np.bincount(c.y.astype(np.int64), minlength=classes).tolist() for c in clients]
+    return Split(clients, test, names, counts)
+
+
+def _digest(experiment: Experiment, layout: ParameterLayout) -> bytes:
+    own = bytes.fromhex(layout.digest) + json.dumps(experiment.split.counts).encode()
+    return hashlib.sha256(experiment.settings.digest + own).digest()
+
+
+def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
+    settings = experiment.settings
+    layout = simulator.layout
+    schedule = experiment.method.schedule
+    return {
+        "version": __version__,
+        "name": settings.run.name or "federation",
+        "method": settings.method.name,
+        "model": settings.model.name,
+        "dataset": settings.data.name,
+        "seed": settings.run.seed,
+        "rounds": settings.run.rounds,
+        "parameters": layout.n,
+        "layers": [[slot.name, list(slot.shape)] for slot in layout.parameters],
+        "partition": {
+            "kind": settings.partition.kind if settings.data.name != OWN else "given",
+            "class_names": list(experiment.split.class_names),
+            "counts": experiment.split.counts,
+        },
+        "schedule": None if schedule is None else [schedule(t) for t in range(settings.run.rounds + 1)],
+        "machine": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cpu": _cpu(),
+            "workers": simulator.workers,
+            "backend": "torch",
+            "device": simulator.device,
+        },
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+Indices = NDArray[np.int64]
+
+_PARTITIONS: dict[str, Callable[[Dataset, int, np.random.Generator, Settings], list[Indices]]] = {
+    "iid": lambda train, clients, rng, s: partition.iid(train.y, clients, rng),
+    "classes": lambda train, clients, rng, s: partition.by_classes(
+        train.y, clients, rng, s.partition.classes_per_client
+    ),
+    "dirichlet": lambda train, clients, rng, s: partition.dirichlet(train.y, clients, rng, s.partition.alpha),
+    "quantity": lambda train, clients, rng, s: partition.quantity_skew(train.y, clients, rng, s.partition.alpha),
+}
+
+METHODS: dict[str, Callable[[Settings, ParameterLayout], Method]] = {
+    "fedavg": lambda s, layout: fedavg(),
+    "fedsparsify-global": lambda s, layout: fedsparsify_global(_schedule(s), _purge(s, layout)),
+    "fedsparsify-local": lambda s, layout: fedsparsify_local(
+        _schedule(s), _purge(s, layout), MERGE_RULES[s.method.merge]
+    ),
+}
+"""Method names of configurations; a new method is one line."""

@@ -1,0 +1,107 @@
+"""What a person sees while a federation trains: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from .federation.engine import Record
+from .state import ServerState
+
+__all__ = ["ProgressDisplay", "describe_bytes", "describe_seconds"]
+
+
+class ProgressDisplay:
+    """An observer that shows round, accuracy, sparsity, bytes and time left.
+
+    Args:
+        rounds: T, the last round.
+        console: where to print; a terminal gets a live bar, anything else one line a round.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, rounds: int, console: Console) -> None:
+        self._rounds = rounds
+        self._console = console
+        self._live = console.is_terminal
+        self._started = time.monotonic()
+        self._rounds_timed = 0
+        self._bytes = 0
+        self.last_round = 0
+        self._progress = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("rounds", total=rounds, status="starting")
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Advance the bar by a part of a round."""
+        if self._live:
+            self._progress.update(self._task, completed=round - 1 if done < total else round)
+
+    def round_done(self, state: ServerState, record: Record) -> None:
+        """Show a finished round."""
+        self.last_round = state.round
+        self._bytes += record["bytes_down"] + record["bytes_up"]
+        self._rounds_timed += state.round > 0
+        status = _status(record, self._bytes)
+        if self._rounds_timed:
+            left = (time.monotonic() - self._started) / self._rounds_timed * (self._rounds - state.round)
+            status += f"  {describe_seconds(left)} left"
+        else:
+            self._started = time.monotonic()
+        for failure in record["failures"]:
+            # The reason may come from a peer: no markup, and one line.
+            reason = " ".join(str(failure["reason"]).split())[:300]
+            self._console.print(f"round {state.round}: left out client {failure['client']}: {reason}", markup=False)
+        if self._live:
+            self._progress.update(self._task, completed=state.round, status=status)
+        else:
+            self._console.print(
+                f"round {state.round}/{self._rounds}  {status}", markup=False, highlight=False, soft_wrap=True
+            )
+
+
+def _status(record: dict[str, Any], sent: int) -> str:
+    score = f"accuracy {record['accuracy']:.4f}" if "accuracy" in record else f"mae {record['mae']:.4f}"
+    return f"{score}  sparsity {record['sparsity']:.4f}  {describe_bytes(sent)} sent"
+
+
+def describe_bytes(count: int) -> str:
+    """Return a byte count in decimal units.
+
+    >>> describe_bytes(1_234_567)
+    '1.2 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration in minutes and seconds.
+
+    >>> describe_seconds(75.2)
+    '1m15s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
