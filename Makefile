@@ -3,8 +3,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -q
 DEMO_CONFIG ?= configs/fashion-mnist/demo.toml
-# A folder per demo: a run directory is never used twice.
-DEMO_OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_ARGS ?=
 
 VENV := .venv
@@ -19,7 +17,7 @@ INSTALLED_FROM := pyproject.toml constraints.txt $(NATIVE)
 help: ## List these targets
 	@echo "Usage: make TARGET [PYTHON=python3.12] [PYTEST_ARGS='-q -n 2'] [DEMO_ARGS='--set run.rounds=5']"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-13s%s\n", $$1, $$2 }'
 
 setup: $(VENV)/dev.stamp ## Create .venv with the package and all that its tests need
 
@@ -27,7 +25,7 @@ data: ## Get FashionMNIST: from the system, else from its Debian package, else l
 	@scripts/get_data.sh
 
 demo: $(VENV)/run.stamp data ## Train 10 clients on FashionMNIST to 95% sparsity, and write a report
-	@$(WITH_DATA) $(BIN)/fedsparsify run $(DEMO_CONFIG) --out "$(DEMO_OUT)" $(DEMO_ARGS)
+	@$(WITH_DATA) $(BIN)/fedsparsify run $(DEMO_CONFIG) $(DEMO_ARGS)
 
 test: lint ## Check style and types, then run all tests
 	@$(WITH_DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -40,8 +38,8 @@ lint: setup ## Check style and types only
 report: $(VENV)/run.stamp ## Write one report over all runs in runs/
 	@$(BIN)/fedsparsify report runs/*/
 
-constraints: ## Pin what pip resolves today into constraints.txt
-	@PYTHON="$(PYTHON)" scripts/pin.sh
+constraints: ## Pin what pip resolves today into constraints.txt (TORCH=2.x.y chooses PyTorch)
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/pin.sh
 
 clean: ## Remove the virtual environment and everything built, but no data and no run
 	rm -rf $(VENV) build dist src/*.egg-info src/fedsparsify/sparse/_native*.so

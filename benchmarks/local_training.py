@@ -286,7 +286,9 @@ def measure(network, module, sparsity, state, data, args, peaks) -> Row:  # type
     for pair in range(pairs + 1):
         begin = pair * size % (len(x) - size)
         xs, ys = x[begin : begin + size], y[begin : begin + size]
-        batches = [(torch.from_numpy(xs[i : i + BATCH]), torch.from_numpy(ys[i : i + BATCH])) for i in range(0, size, BATCH)]
+        batches = [
+            (torch.from_numpy(xs[i : i + BATCH]), torch.from_numpy(ys[i : i + BATCH])) for i in range(0, size, BATCH)
+        ]
         runs = [lambda xs=xs, ys=ys: ours.epoch(xs, ys), *(_stepper(s, batches) for s in (dense, *rivals))]
         if pair % 2:
             runs[0], runs[1] = runs[1], runs[0]
@@ -338,7 +340,9 @@ def work_of(plan: NetworkPlan, mask: np.ndarray) -> tuple[float, float]:
 
 def header() -> None:
     """Print the head of the table."""
-    print("| network | sparsity | layers | torch µs | ours µs | ours/torch | sparseprop | torch.sparse | FMA | bandwidth |")
+    print(
+        "| network | sparsity | layers | torch µs | ours µs | ours/torch | sparseprop | torch.sparse | FMA | bandwidth |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
 
 

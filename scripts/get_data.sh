@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 0
 
 package=dataset-fashion-mnist
-system=${FEDSPARSIFY_SYSTEM_DATA:-/usr/share/datasets/fashion-mnist}
+system=/usr/share/datasets/fashion-mnist
 local=data/fashion-mnist
 files="train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte"
 
@@ -38,7 +38,7 @@ unpack_package() {
     mkdir -p data && work=$(mktemp -d data/unpack.XXXXXX) || return 1
     # The folder is renamed when it is whole: an interrupted copy is never taken for the data.
     (cd "$work" && apt-get download -qq "$package" && dpkg-deb -x "$package"_*.deb .) >/dev/null 2>&1 &&
-        mv "$work/usr/share/datasets/fashion-mnist" "$local"
+        mv -T "$work/usr/share/datasets/fashion-mnist" "$local"
     status=$?
     rm -rf "$work"
     return $status

@@ -1,8 +1,8 @@
 """TOML -> validated, frozen settings.
 
 One class a table, one documented field a key; types and unknown keys are checked here, ranges by the parts that use a
-value, and :mod:`fedsparsify.experiment` makes objects of it all. ``fedsparsify run --help`` and ``docs/configuration.md``
-show the keys.
+value, and :mod:`fedsparsify.experiment` makes objects of it all. ``docs/configuration.md``
+explains the keys.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class PartitionTable(_Table):
     """``[partition]``: how examples are dealt to clients."""
 
     kind: Literal["iid", "classes", "dirichlet", "quantity"] = "iid"
-    """``iid``; ``classes`` (each client has exactly ``classes_per_client``); ``dirichlet`` and ``quantity`` (``alpha``)."""
+    """``iid``; ``classes`` (``classes_per_client`` each); ``dirichlet`` and ``quantity`` (``alpha``)."""
     classes_per_client: int = 2
     """For ``classes``: number of classes that each client has."""
     alpha: float = 0.5
@@ -154,6 +154,8 @@ class TrainTable(_Table):
     """Nesterov's form of momentum."""
     weight_decay: float = 0.0
     """L2 penalty's factor."""
+    backend: str = "auto"
+    """``native`` (compiled, sparse), ``torch`` (dense), or ``auto``: the faster one as measured, round by round."""
     device: str = "auto"
     """``auto`` takes an accelerator where there is one."""
 
@@ -198,7 +200,9 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a TOML file, such as configs/*/*.toml") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): name a TOML file, such as configs/*/*.toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     given = parse_overrides(overrides)

@@ -3,15 +3,15 @@
 ::
 
     FedSparsifyError
-    |-- ArgumentError (also ValueError)   a value given to a function is out of its range
-    |-- ConfigError                       a configuration key is unknown, mistyped or out of range
-    |-- DataError                         a data file is missing, truncated or not what it should be
-    |-- WireError                         a message is malformed, or belongs to another model or round
-    |-- RunError                          a run directory cannot be used or written
-    |   `-- CheckpointError               a checkpoint is missing, damaged or of another configuration
-    |-- FederationError                   a round cannot go on
-    |   `-- TooFewClientsError            fewer than ``min_clients`` usable updates came back
-    `-- MissingExtraError (ImportError)   an optional part is not installed
+    |-- ArgumentError (also ValueError)       a value given to a function is out of its range
+    |-- ConfigError                           a configuration key is unknown, mistyped or out of range
+    |-- DataError                             a data file is missing, truncated or not what it should be
+    |-- WireError                             a message is malformed, or belongs to another model or round
+    |-- RunError                              a run directory cannot be used or written
+    |   `-- CheckpointError                   a checkpoint is missing, damaged or of another configuration
+    |-- FederationError                       a round cannot go on
+    |   `-- TooFewClientsError                fewer than ``min_clients`` usable updates came back
+    `-- MissingExtraError (also ImportError)  an optional part is not installed
 
 Each message names the value, the place (file, key, client, round) and the remedy in one sentence. The command line
 prints it and exits with code 2, without a traceback.

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
+from .sparse import Calibration
 from .state import ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
@@ -114,12 +115,11 @@ def make_method(settings: Settings, layout: ParameterLayout) -> Method:
         ConfigError: a name is unknown.
         ArgumentError: the schedule is impossible.
     """
-    return _choose(settings.method.name, METHODS, "method.name")(settings, layout)
+    build: Callable[[Settings, ParameterLayout], Method] = _choose(settings.method.name, METHODS, "method.name")
+    return build(settings, layout)
 
 
-def start(
-    experiment: Experiment, out: Path, observers: Sequence[Observer] = ()
-) -> Path:
+def start(experiment: Experiment, out: Path, observers: Sequence[Observer] = ()) -> Path:
     """Run an experiment in a new directory and return the directory.
 
     Raises:
@@ -201,7 +201,7 @@ def federate(
 
 
 def _resume(experiment: Experiment, path: Path, observers: Sequence[Observer]) -> Path:
-    with _simulator(experiment) as simulator:
+    with _simulator(experiment, _recorded_calibration(path)) as simulator:
         run = RunDirectory.open(path, _digest(experiment, simulator.layout))
         try:
             run.expect(simulator.layout)
@@ -247,7 +247,7 @@ def _drive(
     return run.path
 
 
-def _simulator(experiment: Experiment) -> Simulator:
+def _simulator(experiment: Experiment, calibration: Calibration | None = None) -> Simulator:
     settings = experiment.settings
     return Simulator(
         experiment.module,
@@ -257,7 +257,19 @@ def _simulator(experiment: Experiment) -> Simulator:
         experiment.train,
         settings.run.seed,
         settings.run.workers,
+        calibration,
     )
+
+
+def _recorded_calibration(path: Path) -> Calibration | None:
+    """Return the figures that a run chose its backends by: going on with others would change its bits."""
+    try:
+        recorded = json.loads((path / "run.json").read_text())["calibration"]
+        return None if recorded is None else Calibration.from_json(recorded)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'run.json'} cannot be used ({error}): restore it, or start a new run"
+        ) from error
 
 
 def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment:
@@ -328,13 +340,15 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
             "class_names": list(experiment.split.class_names),
             "counts": experiment.split.counts,
         },
+        "calibration": None if simulator.calibration is None else asdict(simulator.calibration),
         "schedule": None if schedule is None else [schedule(t) for t in range(settings.run.rounds + 1)],
         "machine": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cpu": _cpu(),
             "workers": simulator.workers,
-            "backend": "torch",
+            "workers_are": "threads" if simulator.threads else "processes",
+            "backend": simulator.uncovered or "native where it is faster",
             "device": simulator.device,
         },
     }

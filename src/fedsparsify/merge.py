@@ -47,7 +47,7 @@ class _Sums:
                 raise ArgumentError(f"update {self.count} has {num_examples} examples; a weight must be more than 0")
             if self.count == 0:
                 self.weights = np.zeros(w.shape, np.float64)
-                self.examples_kept = np.zeros(w.shape, np.int64) if by_position else None
+                self.examples_kept = np.zeros(w.shape, np.float64) if by_position else None
                 self.votes = np.zeros(w.shape, np.int32)
             if w.shape != self.weights.shape or mask.shape != self.weights.shape:
                 raise ArgumentError(
@@ -56,7 +56,7 @@ class _Sums:
                 )
             self.weights += num_examples * np.where(mask, w, 0).astype(np.float64)
             if self.examples_kept is not None:
-                self.examples_kept += num_examples * mask
+                self.examples_kept += float(num_examples) * mask  # a peer may declare more than int64 holds
             self.votes += mask
             self.examples += num_examples
             self.count += 1
@@ -80,7 +80,7 @@ class _Sums:
 
 
 def average_of(contributions: Iterable[Contribution]) -> tuple[Floats, Mask]:
-    """w = sum p_k w_k with p_k = n_k / sum n_j; zeros count; a parameter stays if anyone kept it."""
+    """W = sum p_k w_k with p_k = n_k / sum n_j; zeros count; a parameter stays if anyone kept it."""
     sums = _Sums(contributions, by_position=False)
     return sums.average(), sums.union
 
@@ -171,9 +171,7 @@ def nonzero_average(weights: Sequence[Floats], masks: Sequence[Mask], num_exampl
     return nonzero_of(_zip(weights, masks, num_examples))[0]
 
 
-def majority_vote(
-    weights: Sequence[Floats], masks: Sequence[Mask], num_examples: Sequence[int]
-) -> tuple[Floats, Mask]:
+def majority_vote(weights: Sequence[Floats], masks: Sequence[Mask], num_examples: Sequence[int]) -> tuple[Floats, Mask]:
     """Return (w, m): m where at least half of the participants kept a parameter, w = m * sum p_k w_k m_k.
 
     Args:

@@ -77,4 +77,5 @@ class PolynomialSchedule:
             return self.final
         pruning_round = max(self.frequency * (t // self.frequency), self.start_round)
         left = 1 - (pruning_round - self.start_round) / (self.total_rounds - self.start_round)
-        return self.final + (self.initial - self.final) * left**self.exponent
+        # 0.9 + (0.1 - 0.9) is less than 0.1 in float64, and S_0 is a promise.
+        return max(self.initial, self.final + (self.initial - self.final) * float(left**self.exponent))

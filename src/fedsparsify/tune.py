@@ -1,65 +1,29 @@
-"""Local training under a mask: only survivors move, a pruned parameter is exactly 0 after every step."""
+"""Local training under a mask: only survivors move, a pruned parameter is exactly 0 after every step.
+
+Two backends do the work, and give the same model up to rounding: dense torch, and the compiled trainer over the
+survivors alone (:mod:`fedsparsify.sparse`). Which one a round uses depends on the mask and on figures that were
+measured once on this machine, never on chance: the calibration is kept with a run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
+from . import sparse
 from .data import Dataset
 from .errors import ArgumentError
-from .layout import ParameterLayout
 from .randomness import derive, derive_seed
-from .state import Floats, ModelState
+from .state import Floats, Mask, ModelState
+from .tune_settings import TuneSettings
+from .tune_torch import TorchTrainer
 
-__all__ = ["Evaluation", "TuneSettings", "Tuner", "epochs_of"]
-
-EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """How a client trains in one round: SGD as ``torch.optim.SGD`` defines it.
-
-    Attributes:
-        lr: learning rate, more than 0.
-        epochs: passes over the client's data in one round, at least 1.
-        batch_size: examples a step, at least 1; an epoch's last batch may be smaller.
-        momentum: in [0, 1); its buffer starts anew in every round, since clients are stateless.
-        nesterov: Nesterov's momentum; needs ``momentum``.
-        weight_decay: added as ``weight_decay * w`` to the gradient, at least 0.
-        device: ``"cpu"``, another device of torch's, or ``"auto"`` for an accelerator where there is one.
-
-    Raises:
-        ArgumentError: a value is out of its range.
-    """
-
-    lr: float
-    epochs: int = 4
-    batch_size: int = 32
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ArgumentError(f"train.lr = {self.lr} must be more than 0")
-        if self.epochs < 1:
-            raise ArgumentError(f"train.epochs = {self.epochs} must be at least 1")
-        if self.batch_size < 1:
-            raise ArgumentError(f"train.batch_size = {self.batch_size} must be at least 1")
-        if not 0 <= self.momentum < 1:
-            raise ArgumentError(f"train.momentum = {self.momentum} must be at least 0 and less than 1")
-        if self.nesterov and self.momentum == 0:
-            raise ArgumentError("train.nesterov = true needs train.momentum to be more than 0")
-        if self.weight_decay < 0:
-            raise ArgumentError(f"train.weight_decay = {self.weight_decay} must be at least 0")
+__all__ = ["Evaluation", "TuneSettings", "Tuned", "Tuner", "epochs_of"]
 
 
 @dataclass(frozen=True)
@@ -90,118 +54,150 @@ class Evaluation:
         return {name: self.score / self.examples, "loss": self.loss / self.examples}
 
 
-def epochs_of(data: Dataset, epochs: int, rng: np.random.Generator) -> Iterator[Dataset]:
-    """Yield the data once an epoch, freshly shuffled and augmented; batches are consecutive slices of it.
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What local training gives.
 
-    Every backend trains on exactly these, so that one seed means one order of examples.
+    Attributes:
+        model: the trained model, under the mask that it started with.
+        loss: mean training loss of the last epoch.
+        backend: ``"torch"`` or ``"native"``.
+    """
+
+    model: ModelState
+    loss: float
+    backend: str
+
+
+def epochs_of(data: Dataset, epochs: int, rng: np.random.Generator) -> Iterator[tuple[Dataset, NDArray[np.int64]]]:
+    """Yield for each epoch the examples and int64[N], the order to visit them in; batches are consecutive slices of it.
+
+    Augmented examples are made for a whole epoch, already in order. Every backend trains on exactly these, so that one
+    seed means one order of examples.
     """
     for _ in range(epochs):
-        shuffled = data.take(rng.permutation(len(data)))
-        if data.augment is not None:
-            shuffled = Dataset(data.augment(shuffled.x, rng), shuffled.y)
-        yield shuffled
+        order = rng.permutation(len(data))
+        if data.augment is None:
+            yield data, order
+        else:
+            shuffled = data.take(order)
+            yield Dataset(data.augment(shuffled.x, rng), shuffled.y), np.arange(len(data))
 
 
 class Tuner:
-    """Trains and evaluates one network on one worker.
-
-    The module's parameters are views of one flat tensor, so an optimiser step is a few operations on that tensor
-    however many layers there are.
+    """Trains and evaluates one network.
 
     Args:
         module: the network; it is taken over, its parameters are overwritten.
         settings: how to train.
+        like: any data set of the kind it will be given: shapes and targets decide what the compiled trainer can do.
+        calibration: measurements to choose the backend by; by default those of this machine.
+
+    Attributes:
+        layout: the network's layout.
+        device: where torch works.
+        calibration: the measurements in use, None where there is nothing to choose.
+        uncovered: why the compiled trainer is not used at all, in a sentence; empty if it can be.
+
+    Raises:
+        ArgumentError: ``settings.backend`` is ``"native"`` and cannot be had, or the device cannot be used.
     """
 
-    def __init__(self, module: nn.Module, settings: TuneSettings) -> None:
-        self.layout = ParameterLayout.of(module)
-        self.settings = settings
-        self.device = _device(settings.device)
-        self._module = module.to(self.device)
-        trainable = dict(self._module.named_parameters())
-        self._parameters = [trainable[slot.name] for slot in self.layout.parameters]
-        self._flat = torch.cat([p.detach().reshape(-1) for p in self._parameters])
-        for parameter, slot in zip(self._parameters, self.layout.parameters, strict=True):
-            parameter.data = self._flat[slot.span].view(slot.shape)
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: TuneSettings,
+        like: Dataset,
+        calibration: sparse.Calibration | None = None,
+    ) -> None:
+        self._torch = TorchTrainer(module, settings)
+        self._settings = settings
+        self.layout = self._torch.layout
+        self.device = self._torch.device
+        self._plan: sparse.NetworkPlan | None = None
+        self.uncovered = self._why_torch(module, like)
+        if self.uncovered and settings.backend == "native":
+            raise ArgumentError(f'train.backend = "native" cannot be used: {self.uncovered}; use "auto" or "torch"')
+        self.calibration = (calibration or sparse.calibrate()) if self._plan is not None else None
 
-    def tune(
-        self, start: ModelState, data: Dataset, *, seed: int, round: int, client: int
-    ) -> tuple[ModelState, float]:
+    def _why_torch(self, module: nn.Module, like: Dataset) -> str:
+        """Plan the network for the compiled trainer, or say why not."""
+        if self._settings.backend == "torch":
+            return 'train.backend = "torch"'
+        if self.device.type != "cpu":
+            return f"the compiled trainer is for CPUs, and this run uses {self.device}"
+        if not sparse.available():
+            return "the compiled trainer is not built (reinstall with a C++ compiler)"
+        loss: sparse.Loss = "squared-error" if _is_regression(like) else "cross-entropy"
+        self._plan = sparse.plan_network(module, loss, like.x.shape[1:])
+        return "" if self._plan is not None else str(sparse.why_uncovered(module, loss, like.x.shape[1:]))
+
+    def choose(self, mask: Mask) -> sparse.Choice | None:
+        """Return the compiled trainer's backends for a mask, or None for dense torch."""
+        if self._plan is None:
+            return None
+        choice = sparse.choose(self._plan, mask, self._settings.batch_size, calibration=self.calibration)
+        return choice if choice.backend == "native" or self._settings.backend == "native" else None
+
+    def tune(self, start: ModelState, data: Dataset, *, seed: int, round: int, client: int) -> Tuned:
         """Train for the settings' epochs from ``start``, under its mask.
 
         Args:
             start: the broadcast model.
             data: the client's examples.
-            seed: the run's seed; with ``round`` and ``client`` it fixes the order of examples, dropout and augmentation.
+            seed: the run's seed; with ``round`` and ``client`` it fixes the order of examples and dropout.
             round: from 1.
             client: index of the client.
-
-        Returns:
-            The trained model under the same mask, and the mean training loss of the last epoch.
         """
-        rng = derive(seed, "batches", round=round, client=client)
-        self.layout.write(self._module, start.w, start.buffers)
-        mask = None if start.mask.all() else torch.from_numpy(start.mask).to(self.device, torch.float32)
-        self._module.train()
-        momentum: Tensor | None = None
-        # Dropout draws from torch's generator: lend it a seed of this client's own and give the old state back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "torch", round=round, client=client))
-            for epoch in epochs_of(data, self.settings.epochs, rng):
-                loss = torch.zeros((), device=self.device)
-                for x, y in self._batches(epoch, self.settings.batch_size):
-                    batch_loss = _loss(self._module(x), y)
-                    gradients = torch.autograd.grad(batch_loss, self._parameters, materialize_grads=True)
-                    momentum = self._step(gradients, mask, momentum)
-                    loss.add_(batch_loss.detach(), alpha=len(x))
-        w, buffers = self.layout.read(self._module)
-        return ModelState(w, start.mask, buffers), float(loss) / len(data)
-
-    def _step(self, gradients: tuple[Tensor, ...], mask: Tensor | None, momentum: Tensor | None) -> Tensor | None:
-        """Take one step of SGD on the survivors and return the momentum buffer."""
-        s = self.settings
-        step = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        if s.weight_decay:
-            step.add_(self._flat, alpha=s.weight_decay)
-        if mask is not None:
-            step.mul_(mask)
-        if s.momentum:
-            momentum = step.clone() if momentum is None else momentum.mul_(s.momentum).add_(step)
-            step = step.add_(momentum, alpha=s.momentum) if s.nesterov else momentum
-        self._flat.sub_(step, alpha=s.lr)
-        return momentum
+        s = self._settings
+        epochs = epochs_of(data, s.epochs, derive(seed, "batches", round=round, client=client))
+        dropout = derive_seed(seed, "dropout", round=round, client=client)
+        choice = self.choose(start.mask)
+        if choice is None or self._plan is None:
+            model, loss = self._torch.train(start, ((part, torch.from_numpy(order)) for part, order in epochs), dropout)
+            return Tuned(model, loss, "torch")
+        trainer = sparse.Trainer(
+            self._plan,
+            start.w,
+            start.mask,
+            start.buffers,
+            lr=s.lr,
+            momentum=s.momentum,
+            nesterov=s.nesterov,
+            weight_decay=s.weight_decay,
+            batch_size=s.batch_size,
+            seed=dropout,
+            backends=choice.layers,
+        )
+        loss = 0.0
+        for part, order in epochs:
+            loss = trainer.epoch(part.x, part.y, order)
+        return Tuned(ModelState(trainer.weights(), start.mask, trainer.buffers()), loss, "native")
 
     def evaluate(self, model: ModelState, data: Dataset) -> Evaluation:
         """Return the sums of loss and score of ``model`` on ``data``, in evaluation mode."""
-        self.layout.write(self._module, model.w, model.buffers)
-        self._module.eval()
-        regression = np.issubdtype(data.y.dtype, np.floating)
-        total = Evaluation(0, 0.0, 0.0, regression)
-        with torch.no_grad():
-            for x, y in self._batches(data, EVALUATION_BATCH):
-                outputs = self._module(x)
-                score = (outputs - y).abs().mean(1).sum() if regression else (outputs.argmax(1) == y).sum()
-                total += Evaluation(len(x), float(_loss(outputs, y)) * len(x), float(score), regression)
-        return total
-
-    def _batches(self, data: Dataset, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        x = torch.from_numpy(data.x).to(self.device)
-        y = torch.from_numpy(cast(Floats, data.y)).to(self.device)
-        return zip(x.split(size), y.split(size), strict=True)
+        choice = self.choose(model.mask)
+        if choice is None or self._plan is None:
+            outputs = self._torch.outputs(model, data.x)
+        else:
+            outputs = sparse.predict(self._plan, model.w, model.mask, model.buffers, data.x, backends=choice.layers)
+        return _judge(outputs, data)
 
 
-def _loss(outputs: Tensor, y: Tensor) -> Tensor:
-    if y.is_floating_point():
-        if outputs.shape != y.shape:
-            raise ArgumentError(f"the network's outputs have shape {tuple(outputs.shape)}, its targets {tuple(y.shape)}")
-        return F.mse_loss(outputs, y)
-    return F.cross_entropy(outputs, y)
+def _judge(outputs: Floats, data: Dataset) -> Evaluation:
+    wide = outputs.astype(np.float64)
+    if _is_regression(data):
+        if outputs.shape != data.y.shape:
+            raise ArgumentError(f"the network's outputs have shape {outputs.shape}, its targets {data.y.shape}")
+        errors = wide - data.y
+        return Evaluation(len(data), float((errors**2).mean(1).sum()), float(np.abs(errors).mean(1).sum()), True)
+    rows = np.arange(len(data))
+    if outputs.ndim != 2 or outputs.shape[1] <= data.y.max():
+        raise ArgumentError(f"the network gives outputs {outputs.shape[1:]}, but there is a label {data.y.max()}")
+    wide -= wide.max(1, keepdims=True)
+    losses = np.log(np.exp(wide).sum(1)) - wide[rows, data.y]
+    return Evaluation(len(data), float(losses.sum()), float((outputs.argmax(1) == data.y).sum()), False)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f'train.device = "{name}" cannot be used here: {str(error).splitlines()[0]}') from error
+def _is_regression(data: Dataset) -> bool:
+    return bool(np.issubdtype(data.y.dtype, np.floating))

@@ -1,6 +1,6 @@
-"""FedAvg: McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, arXiv 1602.05629.
+"""FedAvg: dense training, averaged; the reference that the paper measures against.
 
-Dense training, the paper's reference: clients tune, the server averages.
+McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, arXiv 1602.05629.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""FedSparsify, THE PAPER: Stripelis, Gupta, Ver Steeg, Ambite, *Federated Progressive Sparsification (Purge, Merge,
-Tune)+*, arXiv 2204.12430.
+"""FedSparsify, THE PAPER.
+
+Stripelis, Gupta, Ver Steeg, Ambite, *Federated Progressive Sparsification (Purge, Merge, Tune)+*, arXiv 2204.12430.
 
 Notation: w all n trainable parameters, m in {0,1}^n their mask, round t = 1..T, client k with n_k examples,
 p_k = n_k / sum of n_j over the round's participants.
 
-============================================================  ==============================  ========================
-equation                                                      function                        test
-============================================================  ==============================  ========================
-s_t = S_T + (S_0 - S_T)(1 - (F*floor(t/F) - t_0)/(T - t_0))^e ``PolynomialSchedule``          ``test_schedules.py``
-Purge: m_t = the n - floor(s_t n) largest \\|w\\| of m_(t-1)    ``purge.make_purge``            ``test_purge.py``
-Tune: w <- w - eta * m * grad f_k(w), E epochs                ``tune.Tuner.tune``             ``test_tune.py``
-Merge, Global: w = sum p_k w_k                                ``merge.average_of``            ``test_merge.py``
-Merge, Local: m_t(i) = [at least half kept i],                ``merge.majority_of``           ``test_merge.py``
-w = m_t * sum p_k (w_k * m_k)
-(Purge, Merge, Tune)+                                         ``fedsparsify_global``,         ``algorithms/``
-                                                              ``fedsparsify_local``           ``test_conformance.py``
-============================================================  ==============================  ========================
+================================================================ ====================== =======================
+equation                                                         function               test
+================================================================ ====================== =======================
+s_t = S_T + (S_0 - S_T) (1 - (F floor(t/F) - t_0) / (T - t_0))^e ``PolynomialSchedule`` ``test_schedules.py``
+Purge: m_t = the n - floor(s_t n) largest abs(w) within m_(t-1)  ``purge.make_purge``   ``test_purge.py``
+Tune: w <- w - eta m grad f_k(w), for E epochs                   ``tune.Tuner.tune``    ``test_tune.py``
+Merge, Global: w = sum p_k w_k                                   ``merge.average_of``   ``test_merge.py``
+Merge, Local: m_t(i) = 1 where at least half kept i, else 0;     ``merge.majority_of``  ``test_merge.py``
+w = m_t sum p_k (w_k m_k)
+(Purge, Merge, Tune)+, all together                              both functions below   ``test_conformance.py``
+================================================================ ====================== =======================
 
 Masks are nested, m_t <= m_(t-1): purge chooses among survivors only.
 """

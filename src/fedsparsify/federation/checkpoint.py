@@ -9,24 +9,26 @@
     model.fsp         the final model, when all rounds are done
     report.html       written by ``fedsparsify report``
     .lock             held while a process works in the directory
+    .*.tmp            left by a kill in the middle of a write; the next resume removes it
 
 A checkpoint is 32 bytes, the SHA-256 of the settings that change results, then a message as ``wire/FORMAT.md``
-specifies. Every file is replaced as a whole. A round's record is written before its checkpoint, so a directory holds
+specifies. Every file is replaced as a whole. ``config.toml`` is the last file of a new directory, so that one killed
+before it is no run yet, and free to be used. A round's record is written before its checkpoint, so a directory holds
 all records up to its checkpoint, and at most one more, which ``resume`` drops and makes again.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, RunError, WireError
-from ..files import write_atomically
+from ..files import remove_leftovers, write_atomically
 from ..layout import ParameterLayout
 from ..state import ServerState
 from ..wire import Kind, Message, decode, encode
@@ -35,6 +37,7 @@ from .engine import Record
 __all__ = ["RunDirectory"]
 
 _DIGEST_BYTES = 32
+_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp")
 
 
 class RunDirectory:
@@ -56,7 +59,7 @@ class RunDirectory:
         """Make a new run directory and take hold of it; on failure nothing is left behind.
 
         Args:
-            path: a directory that does not exist, or is empty.
+            path: a directory that does not exist, or holds at most what a killed creation left.
             config: the complete settings as TOML.
             info: what goes into ``run.json``.
             digest: 32 bytes that two runs share only if the same results are expected of them.
@@ -64,35 +67,43 @@ class RunDirectory:
         Raises:
             RunError: the directory is in use, or cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(
-                f"{path} is already in use: choose another directory with --out, or go on with it by"
-                f" fedsparsify resume {path}"
-            )
-        made = not path.exists()
+        if path.exists() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
+            remedy = "choose another with --out"
+            if (path / "config.toml").is_file():
+                remedy += f", or go on with it by fedsparsify resume {path}"
+            raise RunError(f"{path} is already in use: {remedy}")
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, digest, _hold(path))
-            write_atomically(path / "config.toml", config.encode())
-            write_atomically(path / "run.json", json.dumps(info, indent=1).encode())
-        except (OSError, RunError) as error:
-            if made:
-                shutil.rmtree(path, ignore_errors=True)
-            if isinstance(error, RunError):
-                raise
+            lock = _hold(path)
+        except OSError as error:
+            _undo(path, missing)
             raise RunError(f"{path} cannot be created ({error.strerror}): choose another directory") from error
-        return run
+        try:
+            write_atomically(path / "run.json", json.dumps(info, indent=1).encode())
+            write_atomically(path / "config.toml", config.encode())
+        except BaseException:
+            lock.release()
+            _undo(path, missing)
+            raise
+        return cls(path, digest, lock)
 
     @classmethod
     def open(cls, path: Path, digest: bytes) -> RunDirectory:
-        """Take hold of an existing run directory to go on with it.
+        """Take hold of an existing run directory to go on with it, and clear what a kill left behind.
 
         Raises:
             RunError: it is no run directory, or another process is working in it.
         """
         if not (path / "config.toml").is_file():
             raise RunError(f"{path} is no run directory: it holds no config.toml")
-        return cls(path, digest, _hold(path))
+        try:
+            lock = _hold(path)
+            for name in _FILES:
+                remove_leftovers(path / name)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written ({error.strerror}): mend the folder, then resume") from error
+        return cls(path, digest, lock)
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -111,8 +122,15 @@ class RunDirectory:
         assert self._layout is not None
         path = self.path / "checkpoint.fsp"
         if not path.exists():
+            if len(self._read_records()) > 1:
+                raise CheckpointError(f"{path} is missing though rounds are recorded: restore it, or start a new run")
             return None
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}): restore it, or start a new run") from error
+        if len(content) < _DIGEST_BYTES:
+            raise CheckpointError(f"{path} is cut off after {len(content)} bytes: restore it, or start a new run")
         if content[:_DIGEST_BYTES] != self._digest:
             raise CheckpointError(
                 f"{path} was written by another configuration than {self.path / 'config.toml'}: restore the"
@@ -123,7 +141,10 @@ class RunDirectory:
         except WireError as error:
             raise CheckpointError(f"{path} cannot be used ({error}): restore it, or start a new run") from error
         if message.kind != Kind.CHECKPOINT:
-            raise CheckpointError(f"{path} is a {message.kind.name.lower()}, not a checkpoint")
+            raise CheckpointError(
+                f"{path} is a message of kind {message.kind.name.lower()}, not a checkpoint: restore it, or start a"
+                " new run"
+            )
         lines = self._read_records()[: message.round + 1]
         if len(lines) != message.round + 1:
             raise CheckpointError(
@@ -156,6 +177,8 @@ class RunDirectory:
 
     def _read_records(self) -> list[str]:
         path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
         try:
             lines = path.read_text().splitlines()
             for number, line in enumerate(lines):
@@ -164,6 +187,18 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used ({error}): restore it, or start a new run") from error
         return lines
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file says nothing about a run: made by ``create`` before ``config.toml``."""
+    return path.name in (".lock", "run.json") or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def _undo(path: Path, missing: Sequence[Path]) -> None:
+    """Remove what a failed creation made: its files, and the folders that were missing before, innermost first."""
+    for made in (*(path / name for name in (*_FILES, ".lock")), *missing):
+        with suppress(OSError):
+            made.rmdir() if made in missing else made.unlink()
 
 
 def _hold(path: Path) -> FileLock:

@@ -35,9 +35,10 @@ def client_round(broadcast: bytes, *, client: int, data: Dataset, method: Method
 
     def tune(model: ModelState) -> ModelState:
         started = time.perf_counter()
-        tuned, loss = tuner.tune(model, data, seed=seed, round=received.round, client=client)
-        metrics.update(loss=loss, seconds=time.perf_counter() - started)
-        return tuned
+        tuned = tuner.tune(model, data, seed=seed, round=received.round, client=client)
+        seconds = time.perf_counter() - started
+        metrics.update(loss=tuned.loss, seconds=seconds, native=float(tuned.backend == "native"))
+        return tuned.model
 
     model = method.client_update(received.model, received.round, tune)
     update = Message(Kind.UPDATE, received.round, model, client, len(data), metrics)

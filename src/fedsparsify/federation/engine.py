@@ -24,6 +24,9 @@ from .transport import Reply, Transport
 
 __all__ = ["Evaluate", "Federation", "Observer", "Record", "check_federation", "participants"]
 
+# Sums of examples over clients stay exact in float64 and int64.
+_MOST_EXAMPLES = 2**32
+
 Evaluate = Callable[[ModelState], Mapping[str, float]]
 """Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set."""
 
@@ -118,6 +121,7 @@ class Federation:
             "client_drift": round.alignment.client_drift,
             "mask_overlap": round.alignment.mask_overlap,
             "train_loss": round.train_loss / round.examples if round.examples else None,
+            "backends": round.backends,
             "layers_nonzero": [int(np.count_nonzero(mask)) for mask in masks],
         }
 
@@ -128,11 +132,15 @@ def participants(seed: int, round: int, clients: int, participation: float) -> l
     >>> participants(seed=1, round=1, clients=3, participation=1.0)
     [0, 1, 2]
     """
-    count = max(1, int(np.floor(participation * clients + 0.5)))
+    count = _taking_part(clients, participation)
     if count >= clients:
         return list(range(clients))
     drawn = derive(seed, "participants", round=round).choice(clients, count, replace=False)
     return sorted(int(k) for k in drawn)
+
+
+def _taking_part(clients: int, participation: float) -> int:
+    return min(clients, max(1, int(np.floor(participation * clients + 0.5))))
 
 
 class _Round:
@@ -149,6 +157,7 @@ class _Round:
         self.seconds_train = 0.0
         self.train_loss = 0.0
         self.examples = 0
+        self.backends = {"native": 0, "torch": 0}
 
     def usable_updates(self) -> Iterator[ClientUpdate]:
         """Decode one update at a time, in client order, and leave out what cannot be used."""
@@ -164,6 +173,7 @@ class _Round:
             self.seconds_train += update.metrics.get("seconds", 0.0)
             self.train_loss += update.metrics.get("loss", 0.0) * update.num_examples
             self.examples += update.num_examples
+            self.backends["native" if update.metrics.get("native") else "torch"] += 1
             yield update
         if usable < self._federation.min_clients:
             reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
@@ -182,6 +192,8 @@ class _Round:
             raise WireError(f"header: the update is of round {message.round}, but this is round {self._t}")
         if message.client != reply.client:
             raise WireError(f"header: the update says that it comes from client {message.client}")
+        if message.num_examples > _MOST_EXAMPLES:
+            raise WireError(f"header: {message.num_examples} examples are more than any client has")
         regrown = int(np.count_nonzero(message.model.mask & ~self._mask))
         if regrown:
             raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
@@ -203,7 +215,7 @@ def check_federation(clients: int, participation: float, min_clients: int) -> No
         raise ArgumentError(f"federation.clients = {clients} must be at least 1")
     if not 0 < participation <= 1:
         raise ArgumentError(f"federation.participation = {participation} must be more than 0 and at most 1")
-    taking_part = len(participants(0, 1, clients, participation))
+    taking_part = _taking_part(clients, participation)
     if not 1 <= min_clients <= taking_part:
         raise ArgumentError(
             f"federation.min_clients = {min_clients} must be from 1 to {taking_part}, the clients that take part in a"

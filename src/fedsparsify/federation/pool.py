@@ -1,9 +1,9 @@
-"""Jobs of bytes on all cores, in forked processes.
+"""Jobs of bytes on all cores: in forked processes, or in threads where the work is native code.
 
 Forked workers share the data sets' memory with their parent and need nothing pickled, so a user's own networks and
-data (closures included) work as they are. Measured against threads on the 2-FC network they are faster, because a
-training step of a small network spends most of its time in Python, under the interpreter's lock
-(``benchmarks/workers.py``).
+data (closures included) work as they are. They are for work that holds the interpreter's lock, as a training step of
+torch's does for a small network; the compiled trainer lets go of it, and threads then save sending bytes about
+(``benchmarks/workers.py`` measures both).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -47,18 +49,22 @@ class Pool:
     """Runs a handler on jobs, each in one thread of arithmetic, whatever the number of workers.
 
     Args:
-        handler: bytes -> bytes; it must not keep state between jobs that changes its results.
-        workers: number of processes; 1 runs jobs in the calling process.
+        handler: bytes -> bytes; it must not keep state between jobs that changes its results, and be safe in several
+            threads where ``threads`` is chosen.
+        workers: how many; 1 runs jobs in the calling thread.
+        threads: work in threads of this process instead of in processes of their own.
 
     Use it as a context manager, or call :meth:`close`.
     """
 
-    def __init__(self, handler: Handler, workers: int) -> None:
+    def __init__(self, handler: Handler, workers: int, *, threads: bool = False) -> None:
         self._handler = handler
-        self._inline = workers == 1 or not can_fork()
+        self._inline = workers == 1 or not (threads or can_fork())
+        self._executor = ThreadPoolExecutor(workers) if threads and not self._inline else None
         self._workers: dict[Connection, BaseProcess] = {}
-        for _ in range(0 if self._inline else workers):
-            self._start()
+        if not self._inline and self._executor is None:
+            for _ in range(workers):
+                self._start()
 
     def __enter__(self) -> Pool:
         return self
@@ -70,7 +76,16 @@ class Pool:
         """Yield (index of the job, its result or failure) as jobs finish, in any order."""
         if self._inline:
             for index, job in enumerate(jobs):
-                yield index, self._run_inline(job)
+                yield index, self._run_here(job)
+            return
+        if self._executor is not None:
+            futures = {self._executor.submit(self._run_here, job): index for index, job in enumerate(jobs)}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
             return
         waiting = deque(enumerate(jobs))
         idle = deque(self._workers)
@@ -81,10 +96,8 @@ class Pool:
                     index, job = waiting.popleft()
                     connection = idle.popleft()
                     busy[connection] = index
-                    try:
+                    with suppress(OSError):  # the worker is gone: reading from it below says so
                         connection.send_bytes(job)
-                    except OSError:  # the worker is gone; reading from it below says so
-                        pass
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
                     index = busy.pop(ready)
@@ -106,18 +119,17 @@ class Pool:
 
     def close(self) -> None:
         """End all workers."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
         for connection in list(self._workers):
             self._bury(connection)
 
-    def _run_inline(self, job: bytes) -> bytes | JobFailure:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    def _run_here(self, job: bytes) -> bytes | JobFailure:
+        torch.set_num_threads(1)  # of this thread: torch keeps the number for each
         try:
             return self._handler(job)
         except Exception as error:
             return JobFailure(_describe(error))
-        finally:
-            torch.set_num_threads(threads)
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("fork")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from torch import nn
 
 from ..algorithms import Method
 from ..data import Dataset
 from ..errors import ArgumentError, FederationError
 from ..layout import ParameterLayout
+from ..sparse import Calibration
 from ..state import ModelState
 from ..tune import Evaluation, Tuner, TuneSettings
 from ..wire import Kind, Message, decode, encode
@@ -38,8 +40,9 @@ class Simulator:
         test: the whole test set.
         settings: how clients train.
         seed: the run's seed.
-        workers: processes to use; 0 is one a core. On an accelerator, or where processes cannot be forked, jobs run
-            in this process. The number changes no result.
+        workers: how many clients train at once; 0 is one a core. Threads where the compiled trainer does all the work,
+            else processes; on an accelerator, or where processes cannot be forked, one. The number changes no result.
+        calibration: measurements to choose the backend by, to repeat a run's choices; by default this machine's.
 
     Raises:
         ArgumentError: ``workers`` is negative, or a client has no example.
@@ -54,25 +57,38 @@ class Simulator:
         settings: TuneSettings,
         seed: int,
         workers: int = 0,
+        calibration: Calibration | None = None,
     ) -> None:
         if workers < 0:
             raise ArgumentError(f"run.workers = {workers} must be at least 0 (0 is one a core)")
         for index, data in enumerate(clients):
             if len(data) == 0:
                 raise ArgumentError(f"client {index} has no example; leave it out or give it some")
-        self._tuner = Tuner(module, settings)
+        self._tuner = Tuner(module, settings, test, calibration)
         self._method = method
         self._clients = clients
         self._test = test
         self._seed = seed
+        # Dense rounds come first and favour torch most: what is native there is native throughout.
+        self.threads = self._tuner.choose(np.ones(self.layout.n, np.bool_)) is not None
         wanted = workers or min(default_workers(), max(len(clients), 1))
-        self.workers = wanted if can_fork() and self._tuner.device.type == "cpu" else 1
-        self._pool = Pool(self._handle, self.workers)
+        self.workers = wanted if self.threads or (can_fork() and self._tuner.device.type == "cpu") else 1
+        self._pool = Pool(self._handle, self.workers, threads=self.threads)
 
     @property
     def layout(self) -> ParameterLayout:
         """The network's layout."""
         return self._tuner.layout
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The measurements by which the backend is chosen."""
+        return self._tuner.calibration
+
+    @property
+    def uncovered(self) -> str:
+        """Why the compiled trainer is not used; empty if it can be."""
+        return self._tuner.uncovered
 
     @property
     def device(self) -> str:
@@ -128,5 +144,3 @@ class Simulator:
         shard = self._test.part(which, which + _SHARD)
         sums = self._tuner.evaluate(decode(message, self.layout).model, shard)
         return _EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression)
-
-

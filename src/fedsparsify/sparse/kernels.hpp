@@ -22,9 +22,10 @@ struct View {
 };
 
 // Rows of a sparse matrix, cut into column blocks: entries of row r in block b are start[b * rows + r] up to
-// start[b * rows + r + 1]. Offsets count floats from the origin of the source.
+// stop[b * rows + r]. Offsets count floats from the origin of the source.
 struct Rows {
     const int32_t* start;
+    const int32_t* stop;
     const int32_t* offset;
     int rows, blocks;
 };
@@ -42,13 +43,13 @@ struct GatherLinear {
     int lanes;
 };
 
-// gradient[i] = sum over lanes of source[offset[i]] * delta[delta_offset[i]], for all entries, in groups of `width`.
+// gradient[i] = sum over lanes of source[offset[i]] * delta[row of i]. Rows start at multiples of the width, and offsets
+// and gradient are there up to the next one: the sums of `width` entries are taken at once.
 struct ValueGradientLinear {
-    const int32_t* offset;
-    const int32_t* delta_offset;
-    int entries;  // arrays are readable up to the next multiple of width
+    Rows pattern;
     const float* source;
     const float* delta;
+    ptrdiff_t delta_row;
     float* gradient;
     int lanes;
 };
@@ -201,7 +202,8 @@ struct Kernels {
     void (*dense_conv)(const DenseConv&);
     void (*dense_conv_gradient)(const DenseConvGradient&);
     // One block of a view from `valid` example rows, [channel][y][x] each; missing lanes become zero.
-    void (*load_block)(const float* const* rows, int valid, const View&, int block);
+    // `used`, where given, has a flag for each run of `width` pixels of an image row: the others are left as they are.
+    void (*load_block)(const float* const* rows, int valid, const View&, int block, const uint8_t* used);
     void (*store_block)(float* const* rows, int valid, const View&, int block);
     void (*copy_block)(const View& from, const View& to, int block_from, int block_to);
     void (*rectify)(const View&, int block);
@@ -210,6 +212,8 @@ struct Kernels {
     void (*pool_backward)(const PoolBackward&, int block, int in_delta_block, int out_delta_block);
     // sums[c] += over pixels and lanes of block
     void (*channel_sums)(const View&, int block, double* sums);
+    // sums[r] = sum over lanes of data[r * stride], for feature tensors
+    void (*row_sums)(const float* data, ptrdiff_t stride, int rows, int lanes, float* sums);
     void (*channel_squares)(const View&, int block, int valid, const float* mean, double* sums);
     void (*channel_sums_valid)(const View&, int block, int valid, double* sums);
     void (*normalize)(const Normalize&, int block);

@@ -35,6 +35,8 @@ public:
     virtual void forward(const Batch&, int) {}
     virtual void backward_all(const Batch&) {}
     virtual void backward(const Batch&, int) {}
+    // A flag for each run of `width` inputs that the layer reads; empty where it reads them all.
+    virtual std::vector<uint8_t> used_inputs() const { return {}; }
 
     const Kernels& kernels;
     bool barrier = false;
@@ -58,6 +60,7 @@ public:
                 bool sparse, const Tensor& in, bool needs_input_gradient);
     void forward_all(const Batch&) override;
     void backward_all(const Batch&) override;
+    std::vector<uint8_t> used_inputs() const override;
 
 private:
     Parameters& parameters_;
@@ -65,7 +68,6 @@ private:
     std::unique_ptr<LinearPattern> pattern_;
     ParameterPlace weight_, bias_;
     Buffer scratch_;
-    std::vector<double> sums_;
 };
 
 class ConvLayer final : public Layer {

@@ -7,7 +7,7 @@ namespace fedsparsify {
 std::size_t Parameters::add(const std::vector<int32_t>& index, int64_t offset, int width) {
     const std::size_t at = flat.size();
     for (int32_t i : index) {
-        flat.push_back(offset + i);
+        flat.push_back(i < 0 ? -1 : offset + i);
         kept.push_back(1);
     }
     while (flat.size() % static_cast<std::size_t>(width) != 0) {
@@ -32,7 +32,7 @@ std::size_t Parameters::add_dense(int64_t count, int64_t offset, const uint8_t* 
 
 LinearLayer::LinearLayer(const Kernels& k, Parameters& parameters, LinearShape shape, const uint8_t* mask,
                          int64_t weight, int64_t bias, bool sparse, const Tensor& in, bool needs_input_gradient)
-    : Layer(k), parameters_(parameters), shape_(shape), sums_(static_cast<std::size_t>(shape.outputs)) {
+    : Layer(k), parameters_(parameters), shape_(shape) {
     barrier = true;
     backend = sparse ? "sparse" : "dense";
     weight_.present = true;
@@ -64,10 +64,8 @@ void LinearLayer::backward_all(const Batch& batch) {
     const float* value = parameters_.value.data() + weight_.at;
     float* gradient = parameters_.gradient.data() + weight_.at;
     if (bias_.present) {
-        std::fill(sums_.begin(), sums_.end(), 0.0);
-        for (int b = 0; b < batch.blocks; ++b) kernels.channel_sums(out_delta->view(), b, sums_.data());
-        float* to = parameters_.gradient.data() + bias_.at;
-        for (int r = 0; r < shape_.outputs; ++r) to[r] = static_cast<float>(sums_[static_cast<std::size_t>(r)]);
+        kernels.row_sums(out_delta->data(), out_delta->channel, shape_.outputs, batch.lanes,
+                         parameters_.gradient.data() + bias_.at);
     }
     const float* gate = input_rectified ? in->data() : nullptr;
     if (pattern_) {
@@ -78,8 +76,8 @@ void LinearLayer::backward_all(const Batch& batch) {
             kernels.gather_linear({pattern_->backward.rows_view(), transposed, out_delta->data(), in_delta->data(),
                                    in_delta->channel, nullptr, gate, false, batch.lanes});
         }
-        kernels.value_gradient_linear({pattern_->forward.offset.data(), pattern_->delta_offset.data(),
-                                       pattern_->entries(), in->data(), out_delta->data(), gradient, batch.lanes});
+        kernels.value_gradient_linear({pattern_->forward.rows_view(), in->data(), out_delta->data(),
+                                       out_delta->channel, gradient, batch.lanes});
     } else {
         if (in_delta)
             kernels.dense_backward({value, out_delta->data(), in_delta->data(), gate, in->channel, shape_.inputs,
@@ -87,6 +85,10 @@ void LinearLayer::backward_all(const Batch& batch) {
         kernels.dense_gradient({in->data(), out_delta->data(), gradient, in->channel, shape_.inputs, shape_.outputs,
                                 batch.lanes, scratch_.data()});
     }
+}
+
+std::vector<uint8_t> LinearLayer::used_inputs() const {
+    return pattern_ ? pattern_->used_inputs(kernels.width) : std::vector<uint8_t>{};
 }
 
 }  // namespace fedsparsify

@@ -36,6 +36,7 @@ void NormalizeLayer::forward_all(const Batch& batch) {
     }
     const View view = in->view();
     const double count = static_cast<double>(batch.examples) * in->shape.height * in->shape.width;
+    if (count < 2) throw std::invalid_argument("batch norm needs more than one value per channel in a training step");
     const auto valid = [&](int b) { return std::min(kernels.width, batch.examples - b * kernels.width); };
     std::vector<double> sums(n, 0.0);
     for (int b = 0; b < batch.blocks; ++b) kernels.channel_sums_valid(view, b, valid(b), sums.data());

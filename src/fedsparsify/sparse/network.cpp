@@ -191,6 +191,7 @@ void Network::build(const NetworkSpec& spec, const uint8_t* mask, int64_t n) {
         in = out;
         in_delta = out_delta;
     }
+    used_inputs_ = layers_.front()->used_inputs();
 }
 
 Batch Network::batch_of(int examples) const {
@@ -201,7 +202,8 @@ Batch Network::batch_of(int examples) const {
 void Network::load(const float* const* rows, const Batch& batch) {
     const int width = kernels_.width;
     for (int b = 0; b < batch.blocks; ++b)
-        kernels_.load_block(rows + b * width, std::min(width, batch.examples - b * width), input_view_, b);
+        kernels_.load_block(rows + b * width, std::min(width, batch.examples - b * width), input_view_, b,
+                             used_inputs_.empty() ? nullptr : used_inputs_.data());
 }
 
 void Network::forward(const Batch& batch) {

@@ -70,6 +70,7 @@ private:
     std::vector<std::unique_ptr<Layer>> layers_;
     Tensor* input_ = nullptr;
     View input_view_{};
+    std::vector<uint8_t> used_inputs_;
     uint64_t step_ = 0;
     mutable std::mutex mutex_;
 };

@@ -1,20 +1,21 @@
 #include "operators.hpp"
 
 #include <algorithm>
-#include <numeric>
 
 #include "layer.hpp"
 
 namespace fedsparsify {
 namespace {
 
+// Rank of each value's place in the dense weight; -1 for padding.
 std::vector<int32_t> mask_order(const std::vector<int32_t>& index) {
-    std::vector<int32_t> by_place(index.size());
-    std::iota(by_place.begin(), by_place.end(), 0);
+    std::vector<int32_t> by_place;
+    for (std::size_t i = 0; i < index.size(); ++i)
+        if (index[i] >= 0) by_place.push_back(static_cast<int32_t>(i));
     std::sort(by_place.begin(), by_place.end(), [&](int32_t a, int32_t b) {
         return index[static_cast<std::size_t>(a)] < index[static_cast<std::size_t>(b)];
     });
-    std::vector<int32_t> order(index.size());
+    std::vector<int32_t> order(index.size(), -1);
     for (std::size_t rank = 0; rank < by_place.size(); ++rank)
         order[static_cast<std::size_t>(by_place[rank])] = static_cast<int32_t>(rank);
     return order;
@@ -22,8 +23,12 @@ std::vector<int32_t> mask_order(const std::vector<int32_t>& index) {
 
 std::vector<float> permuted(const float* values, const std::vector<int32_t>& order) {
     std::vector<float> out(order.size());
-    for (std::size_t i = 0; i < order.size(); ++i) out[i] = values[order[i]];
+    for (std::size_t i = 0; i < order.size(); ++i) out[i] = order[i] < 0 ? 0.0f : values[order[i]];
     return out;
+}
+
+int64_t survivors(const std::vector<int32_t>& order) {
+    return std::count_if(order.begin(), order.end(), [](int32_t i) { return i >= 0; });
 }
 
 std::vector<float> gathered(const std::vector<float>& values, const std::vector<int32_t>& entry) {
@@ -46,7 +51,8 @@ void each_block(Row* base, int64_t row_size, int64_t count, int width, F f) {
 }  // namespace
 
 LinearOperator::LinearOperator(const uint8_t* mask, LinearShape s, const Kernels& kernels)
-    : shape(s), kernels_(kernels), pattern_(mask, s, chunk(), kernels.width, true), order_(mask_order(pattern_.index)) {}
+    : shape(s), kernels_(kernels), pattern_(mask, s, chunk(), kernels.width, true), order_(mask_order(pattern_.index)),
+      entries_(survivors(order_)) {}
 
 void LinearOperator::forward(const float* values, const float* bias, const float* x, int64_t count, float* y) const {
     const std::vector<float> value = permuted(values, order_);
@@ -56,7 +62,7 @@ void LinearOperator::forward(const float* values, const float* bias, const float
     for (int64_t begin = 0; begin < count; begin += chunk()) {
         const int64_t size = std::min<int64_t>(chunk(), count - begin);
         each_block(x + begin * shape.inputs, shape.inputs, size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b, nullptr); });
         kernels_.gather_linear({pattern_.forward.rows_view(), value.data(), in.data(), out.data(), out.channel, bias,
                                 nullptr, false, round_up(static_cast<int>(size), kernels_.width)});
         each_block(y + begin * shape.outputs, shape.outputs, size, kernels_.width,
@@ -72,7 +78,7 @@ void LinearOperator::input_gradient(const float* values, const float* dy, int64_
     for (int64_t begin = 0; begin < count; begin += chunk()) {
         const int64_t size = std::min<int64_t>(chunk(), count - begin);
         each_block(dy + begin * shape.outputs, shape.outputs, size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b, nullptr); });
         kernels_.gather_linear({pattern_.backward.rows_view(), value.data(), delta.data(), out.data(), out.channel,
                                 nullptr, nullptr, false, round_up(static_cast<int>(size), kernels_.width)});
         each_block(dx + begin * shape.inputs, shape.inputs, size, kernels_.width,
@@ -89,15 +95,15 @@ void LinearOperator::value_gradient(const float* x, const float* dy, int64_t cou
     for (int64_t begin = 0; begin < count; begin += chunk()) {
         const int64_t size = std::min<int64_t>(chunk(), count - begin);
         each_block(x + begin * shape.inputs, shape.inputs, size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in_view, b, nullptr); });
         each_block(dy + begin * shape.outputs, shape.outputs, size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta_view, b); });
-        kernels_.value_gradient_linear({pattern_.forward.offset.data(), pattern_.delta_offset.data(),
-                                        pattern_.entries(), in.data(), delta.data(), part.data(),
-                                        round_up(static_cast<int>(size), kernels_.width)});
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta_view, b, nullptr); });
+        kernels_.value_gradient_linear({pattern_.forward.rows_view(), in.data(), delta.data(), delta.channel,
+                                        part.data(), round_up(static_cast<int>(size), kernels_.width)});
         for (std::size_t i = 0; i < total.size(); ++i) total[i] += part[i];
     }
-    for (std::size_t i = 0; i < order_.size(); ++i) gradient[order_[i]] = total[i];
+    for (std::size_t i = 0; i < order_.size(); ++i)
+        if (order_[i] >= 0) gradient[order_[i]] = total[i];
 }
 
 ConvOperator::ConvOperator(const uint8_t* mask, const ConvShape& s, const Shape& in, const Kernels& kernels)
@@ -106,7 +112,7 @@ ConvOperator::ConvOperator(const uint8_t* mask, const ConvShape& s, const Shape&
           const Tensor x = input_tensor(s.input_border(in)), delta = delta_tensor();
           return ConvPattern(mask, s, x, &delta, kernels.width);
       }()),
-      order_(mask_order(pattern_.index)) {}
+      order_(mask_order(pattern_.index)), entries_(survivors(order_)) {}
 
 void ConvOperator::forward(const float* values, const float* bias, const float* x, int64_t count, float* y) const {
     const std::vector<float> value = permuted(values, order_);
@@ -114,7 +120,7 @@ void ConvOperator::forward(const float* values, const float* bias, const float* 
     for (int64_t begin = 0; begin < count; begin += kernels_.width) {
         const int64_t size = std::min<int64_t>(kernels_.width, count - begin);
         each_block(x + begin * input.size(), input.size(), size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b, nullptr); });
         kernels_.gather_conv({pattern_.forward.rows_view(), value.data(), in.data(), shape.stride_h * in.row,
                               shape.stride_w * in.px, out.data(), out.channel, out.row, out.px, bias, nullptr, 0, 0, 0,
                               false, output.height, output.width});
@@ -131,7 +137,7 @@ void ConvOperator::input_gradient(const float* values, const float* dy, int64_t 
     for (int64_t begin = 0; begin < count; begin += kernels_.width) {
         const int64_t size = std::min<int64_t>(kernels_.width, count - begin);
         each_block(dy + begin * output.size(), output.size(), size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b, nullptr); });
         for (std::size_t i = 0; i < pattern_.phases.size(); ++i) {
             const Phase& p = pattern_.phases[i];
             kernels_.gather_conv({p.rows.rows_view(), transposed[i].data(), delta.data(), delta.row, delta.px,
@@ -149,14 +155,15 @@ void ConvOperator::value_gradient(const float* x, const float* dy, int64_t count
     for (int64_t begin = 0; begin < count; begin += kernels_.width) {
         const int64_t size = std::min<int64_t>(kernels_.width, count - begin);
         each_block(x + begin * input.size(), input.size(), size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b, nullptr); });
         each_block(dy + begin * output.size(), output.size(), size, kernels_.width,
-                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b); });
+                   [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b, nullptr); });
         kernels_.value_gradient_conv({pattern_.gradient.rows_view(), pattern_.gradient.entry.data(), in.data(),
                                       shape.stride_h * in.row, shape.stride_w * in.px, delta.data(), delta.channel,
                                       delta.row, total.data(), output.height, output.width});
     }
-    for (std::size_t i = 0; i < order_.size(); ++i) gradient[order_[i]] = total[i];
+    for (std::size_t i = 0; i < order_.size(); ++i)
+        if (order_[i] >= 0) gradient[order_[i]] = total[i];
 }
 
 }  // namespace fedsparsify

@@ -13,13 +13,14 @@ public:
     void value_gradient(const float* x, const float* dy, int64_t count, float* gradient) const;
 
     LinearShape shape;
-    int64_t entries() const { return static_cast<int64_t>(order_.size()); }
+    int64_t entries() const { return entries_; }
 
 private:
     int chunk() const { return 4 * kernels_.width; }
     const Kernels& kernels_;
     LinearPattern pattern_;
-    std::vector<int32_t> order_;  // place in mask order of each value as the pattern has it
+    std::vector<int32_t> order_;  // place in mask order of each value as the pattern has it, -1 for padding
+    int64_t entries_;
 };
 
 class ConvOperator {
@@ -31,7 +32,7 @@ public:
 
     ConvShape shape;
     Shape input, output;
-    int64_t entries() const { return static_cast<int64_t>(order_.size()); }
+    int64_t entries() const { return entries_; }
 
 private:
     Tensor input_tensor(const Border& border) const { return Tensor::plane(input, border, 1, kernels_.width); }
@@ -39,6 +40,7 @@ private:
     const Kernels& kernels_;
     ConvPattern pattern_;
     std::vector<int32_t> order_;
+    int64_t entries_;
 };
 
 }  // namespace fedsparsify

@@ -53,8 +53,29 @@ int columns_for(int64_t survivors, int rows, int columns, double target, int lea
     return std::max(1, std::min(columns, std::max(least, std::min(most, wanted))));
 }
 
-void pad_tail(std::vector<int32_t>& v, int width) {
-    v.resize(static_cast<std::size_t>(round_up(static_cast<int>(v.size()), width)), 0);
+// Moves every row to the next multiple of the width. Padding reads offset 0, and its value is never used.
+void pad_rows(RowIndex& rows, std::vector<Entry>& entries, int width) {
+    std::vector<int32_t> offset, entry, start, stop;
+    std::vector<Entry> padded;
+    for (std::size_t s = 0; s + 1 < rows.start.size(); ++s) {
+        start.push_back(static_cast<int32_t>(offset.size()));
+        for (int32_t i = rows.start[s]; i < rows.start[s + 1]; ++i) {
+            offset.push_back(rows.offset[static_cast<std::size_t>(i)]);
+            entry.push_back(rows.entry[static_cast<std::size_t>(i)]);
+            padded.push_back(entries[static_cast<std::size_t>(i)]);
+        }
+        stop.push_back(static_cast<int32_t>(offset.size()));
+        while (offset.size() % static_cast<std::size_t>(width) != 0) {
+            offset.push_back(0);
+            entry.push_back(-1);
+            padded.push_back({-1, -1, 0, -1});
+        }
+    }
+    rows.start.swap(start);
+    rows.stop.swap(stop);
+    rows.offset.swap(offset);
+    rows.entry.swap(entry);
+    entries.swap(padded);
 }
 
 }  // namespace
@@ -68,26 +89,23 @@ LinearPattern::LinearPattern(const uint8_t* mask, LinearShape s, int stride, int
             if (mask[static_cast<int64_t>(r) * s.inputs + k]) entries.push_back({r, k, k * stride, r * s.inputs + k});
     const int per_block = columns_for(static_cast<int64_t>(entries.size()), s.outputs, s.inputs, 40, 192, s.inputs);
     forward = index_rows(entries, s.outputs, s.inputs, per_block);
+    pad_rows(forward, entries, width);
     index.swap(forward.entry);
-    for (const Entry& e : entries) delta_offset.push_back(e.row * stride);
     check_inside(forward.offset, 0, reach, static_cast<int64_t>(s.inputs) * stride, "a linear layer");
-    check_inside(delta_offset, 0, reach, static_cast<int64_t>(s.outputs) * stride, "a linear layer");
-    if (needs_input_gradient) {
-        std::vector<Entry> transposed(entries.size());
-        std::vector<int32_t> order(entries.size());
-        std::iota(order.begin(), order.end(), 0);
-        std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-            return entries[static_cast<std::size_t>(a)].row < entries[static_cast<std::size_t>(b)].row ||
-                   (entries[static_cast<std::size_t>(a)].row == entries[static_cast<std::size_t>(b)].row && a < b);
-        });
-        for (std::size_t i = 0; i < order.size(); ++i) {
-            const Entry& e = entries[static_cast<std::size_t>(order[i])];
-            transposed[i] = {e.column, e.row, e.row * stride, order[i]};
-        }
-        backward = index_rows(transposed, s.inputs, s.outputs, s.outputs);
-    }
-    pad_tail(forward.offset, width);
-    pad_tail(delta_offset, width);
+    if (!needs_input_gradient) return;
+    std::vector<Entry> transposed;
+    for (std::size_t i = 0; i < entries.size(); ++i)
+        if (const Entry& e = entries[i]; e.index >= 0)
+            transposed.push_back({e.column, e.row, e.row * stride, static_cast<int32_t>(i)});
+    backward = index_rows(transposed, s.inputs, s.outputs, s.outputs);
+    check_inside(backward.offset, 0, reach, static_cast<int64_t>(s.outputs) * stride, "a linear layer");
+}
+
+std::vector<uint8_t> LinearPattern::used_inputs(int width) const {
+    std::vector<uint8_t> used(static_cast<std::size_t>(shape.inputs / width + 1), 0);
+    for (int32_t i : index)
+        if (i >= 0) used[static_cast<std::size_t>(i % shape.inputs / width)] = 1;
+    return used;
 }
 
 Shape ConvShape::output(const Shape& in) const {
@@ -155,7 +173,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     // 24 KiB of them beside the accumulators.
     const int tile = (8 * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, 16, 24576 / tile, s.inputs));
+                         columns_for(survivors, s.outputs, s.inputs, (getenv("FT")?atoi(getenv("FT")):16), (getenv("FB")?atoi(getenv("FB")):24576) / tile, s.inputs));
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
     for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
@@ -165,7 +183,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const int box = (box_w * s.stride_w + s.kernel_w - 1) * (box_h * s.stride_h + s.kernel_h - 1) * width * 4;
     entries = by_weight;
     gradient = index_rows(entries, s.outputs, s.inputs,
-                          columns_for(survivors, s.outputs, s.inputs, 12, 24576 / box, s.inputs));
+                          columns_for(survivors, s.outputs, s.inputs, (getenv("GT")?atoi(getenv("GT")):12), (getenv("GB")?atoi(getenv("GB")):24576) / box, s.inputs));
     for (int32_t& e : gradient.entry) e = place[static_cast<std::size_t>(e)];
 
     if (!delta) return;
@@ -186,7 +204,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                 }
             const int delta_tile = (8 + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, 16, 24576 / delta_tile, s.outputs));
+                                    columns_for(survivors, s.inputs, s.outputs, (getenv("FT")?atoi(getenv("FT")):16), (getenv("FB")?atoi(getenv("FB")):24576) / delta_tile, s.outputs));
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
                          "a convolution's gradient");

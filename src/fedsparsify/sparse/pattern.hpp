@@ -9,9 +9,11 @@ namespace fedsparsify {
 
 // Rows with their storage. `entry[i]` is the place in the compact values of the i-th entry.
 struct RowIndex {
-    std::vector<int32_t> start, offset, entry;
+    std::vector<int32_t> start, stop, offset, entry;  // stop is left empty where rows follow without gaps
     int rows = 0, blocks = 1;
-    Rows rows_view() const { return {start.data(), offset.data(), rows, blocks}; }
+    Rows rows_view() const {
+        return {start.data(), stop.empty() ? start.data() + 1 : stop.data(), offset.data(), rows, blocks};
+    }
 };
 
 struct LinearShape {
@@ -24,10 +26,10 @@ public:
     LinearPattern(const uint8_t* mask, LinearShape shape, int stride, int width, bool needs_input_gradient);
 
     LinearShape shape;
-    std::vector<int32_t> index;         // place of each value in the dense weight
-    RowIndex forward, backward;         // forward.entry is the identity and left empty
-    std::vector<int32_t> delta_offset;  // beside forward.offset
-    int entries() const { return static_cast<int>(index.size()); }
+    std::vector<int32_t> index;  // place of each value in the dense weight, -1 for the padding after a row
+    RowIndex forward, backward;  // forward.entry is the identity and left empty
+    // A flag for each run of `width` inputs: whether any weight reads one of them.
+    std::vector<uint8_t> used_inputs(int width) const;
 };
 
 struct ConvShape {

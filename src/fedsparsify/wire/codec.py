@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -118,7 +119,9 @@ def decode(data: bytes, layout: ParameterLayout, base: Mask | None = None) -> Me
         WireError: the message is malformed, damaged, not finite, or of another network or base; it names the section.
     """
     if len(data) < _HEADER.size + _CHECKSUM.size:
-        raise WireError(f"message: {len(data)} bytes are fewer than the {_HEADER.size + _CHECKSUM.size} of an empty one")
+        raise WireError(
+            f"message: {len(data)} bytes are fewer than the {_HEADER.size + _CHECKSUM.size} of an empty one"
+        )
     fields = _HEADER.unpack_from(data)
     magic, version, kind, encoding, reserved, round, client = fields[:7]
     digest, n, nonzero, b, num_examples, reference, metrics, memory = fields[7:]
@@ -138,6 +141,8 @@ def decode(data: bytes, layout: ParameterLayout, base: Mask | None = None) -> Me
         raise WireError(f"header: {nonzero} survivors are more than the network's {n} parameters")
     if (kind == Kind.UPDATE) != (num_examples > 0):
         raise WireError(f"header: {num_examples} examples in a message of kind {Kind(kind).name.lower()}")
+    if reference and encoding != _AS_BASE:
+        raise WireError(f"header: base {reference:08x} in a message whose mask encoding {encoding} refers to none")
     if memory and kind != Kind.CHECKPOINT:
         raise WireError(f"header: {memory} memory vectors in a message of kind {Kind(kind).name.lower()}")
 
@@ -150,12 +155,16 @@ def decode(data: bytes, layout: ParameterLayout, base: Mask | None = None) -> Me
     for _ in range(metrics):
         name = reader.name("metrics")
         figures[name] = float(_FLOAT64.unpack(reader.take("metrics", _FLOAT64.size))[0])
+        if not math.isfinite(figures[name]):
+            raise WireError(f"metrics: {name} is {figures[name]}, which is not a finite number")
     vectors = {}
     for _ in range(memory):
         name = reader.name("memory")
         vectors[name] = reader.floats("memory", n)
-    if len(figures) != metrics or len(vectors) != memory:
-        raise WireError("metrics: two metrics or memory vectors have one name")
+    if len(figures) != metrics:
+        raise WireError("metrics: two of them have one name")
+    if len(vectors) != memory:
+        raise WireError("memory: two vectors have one name")
     if reader.left:
         raise WireError(f"message: {reader.left} bytes follow the last section")
     return Message(Kind(kind), round, ModelState(w, mask, buffers), client, num_examples, figures, vectors)
@@ -216,7 +225,7 @@ def _digest(layout: ParameterLayout) -> bytes:
 
 
 def _crc(mask: Mask) -> int:
-    return zlib.crc32(np.packbits(mask, bitorder="little"))
+    return zlib.crc32(np.packbits(mask, bitorder="little").tobytes())
 
 
 def _floats(values: Floats) -> bytes:
