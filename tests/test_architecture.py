@@ -214,7 +214,9 @@ def undeclared(sources: Sources) -> Iterator[str]:
         where = f"{path}:{lists[0].lineno}"
         if names != sorted(set(names), key=sort_key):
             yield f"{where}: __all__ must be sorted: {sorted(set(names), key=sort_key)}"
-        yield from (f"{where}: __all__ names {n}, which is nowhere" for n in names if n not in {*bound_names(tree.body)})
+        yield from (
+            f"{where}: __all__ names {n}, which is nowhere" for n in names if n not in {*bound_names(tree.body)}
+        )
 
 
 RULES: list[Rule] = [wrong_directions, cycles, private_names, confined_and_unsafe, undeclared]

@@ -52,6 +52,5 @@ def test_a_missing_extra_prints_the_line_that_installs_it() -> None:
     with pytest.raises(ImportError) as caught:
         raise MissingExtraError("TensorBoard logging", "tensorboard")
     assert (
-        str(caught.value)
-        == "TensorBoard logging needs an optional dependency: pip install 'fedsparsify[tensorboard]'"
+        str(caught.value) == "TensorBoard logging needs an optional dependency: pip install 'fedsparsify[tensorboard]'"
     )

@@ -281,9 +281,9 @@ def test_buffers_are_summed_in_float64() -> None:
 
 
 def test_configurations_name_the_four_rules() -> None:
-    assert MERGE_RULES == {
+    assert {
         "average": average_of,
         "majority": majority_of,
         "majority-nonzero": majority_nonzero_of,
         "nonzero": nonzero_of,
-    }
+    } == MERGE_RULES

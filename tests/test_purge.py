@@ -253,4 +253,4 @@ def test_every_scope_keeps_the_exact_number_of_each_of_its_groups(
 
 def test_configurations_name_the_papers_choices() -> None:
     assert CRITERIA["magnitude"] is magnitude
-    assert SCOPES == {"global": global_scope, "per-layer": per_layer_scope}
+    assert {"global": global_scope, "per-layer": per_layer_scope} == SCOPES

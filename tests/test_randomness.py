@@ -35,7 +35,7 @@ def test_drawing_from_one_stream_leaves_the_others_alone() -> None:
 def test_streams_are_the_same_in_every_version() -> None:
     # Recorded once: runs of yesterday must resume, and published numbers must be repeatable.
     assert derive_seed(1, "batches", round=3, client=0) == 623934035709363509
-    assert derive(1, "batches", round=3, client=0).bit_generator.random_raw() == RAW
+    assert derive(1, "batches", round=3, client=0).bit_generator.random_raw() == 12888797377842267118
 
 
 def test_seeds_fit_63_bits_and_use_them() -> None:

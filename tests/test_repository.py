@@ -25,7 +25,9 @@ BINARY = re.compile(r"docs/.+\.png|tests/.+\.bin")
 DATA = re.compile(r"\.(csv|gz|h5|ipynb|npy|npz|onnx|parquet|pickle|pkl|pt|pth|so|tar|whl|zip)$|-ubyte$")
 # One machine's own folders. What follows a name, a dot or another slash is part of an address or a relative path.
 MACHINE_PATH = re.compile(r"(?<![\w.:/~$})-])/(home|media|mnt|opt|root|tmp|Users|work)/|\b[A-Z]:\\\w")
-REGISTRY = re.compile(r"pypi\.(org|io)|pythonhosted\.org|download\.pytorch|anaconda\.org|(deb|security)\.debian\.org", re.I)
+REGISTRY = re.compile(
+    r"pypi\.(org|io)|pythonhosted\.org|download\.pytorch|anaconda\.org|(deb|security)\.debian\.org", re.I
+)
 
 
 def committed() -> list[str]:

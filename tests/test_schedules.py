@@ -80,7 +80,10 @@ BY_HAND: dict[str, tuple[PolynomialSchedule, dict[int, Fraction]]] = {
         PolynomialSchedule(initial=0.3, final=0.7, start_round=4, total_rounds=4),
         {3: Fraction(0), 4: Fraction(7, 10), 5: Fraction(7, 10)},
     ),
-    "one round": (PolynomialSchedule(initial=0.0, final=0.9, start_round=1, total_rounds=1), {0: Fraction(0), 1: Fraction(9, 10)}),
+    "one round": (
+        PolynomialSchedule(initial=0.0, final=0.9, start_round=1, total_rounds=1),
+        {0: Fraction(0), 1: Fraction(9, 10)},
+    ),
     "S_0 = S_T is constant": (
         PolynomialSchedule(initial=0.4, final=0.4, start_round=2, total_rounds=5),
         {1: Fraction(0), 2: Fraction(4, 10), 3: Fraction(4, 10), 5: Fraction(4, 10)},

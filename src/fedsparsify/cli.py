@@ -5,20 +5,28 @@ A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C 
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich import box
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .config import load_settings
-from .errors import FedSparsifyError
+from .config import Settings, load_settings
+from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .experiment import Split
 
 __all__ = ["app", "main"]
 
@@ -65,9 +73,9 @@ def run(
     from . import experiment
 
     settings = load_settings(config, _overrides(overrides, data_dir))
-    prepared = experiment.prepare(settings, str(config))
+    prepared = experiment.prepare(settings, f"{config} with --set" if overrides else str(config))
     folder = out or _free(Path("runs") / settings.run.name)
-    _watch(folder, settings.run.rounds, settings.run.tensorboard, lambda o: experiment.start(prepared, folder, o))
+    _watch(folder, settings, lambda observers: experiment.start(prepared, folder, observers))
 
 
 @app.command()
@@ -80,11 +88,10 @@ def resume(
     """Go on with a run that was stopped or killed; the result is the same bit for bit."""
     from . import experiment
 
-    config = directory / "config.toml"
-    settings = load_settings(config) if config.is_file() else None
-    rounds = settings.run.rounds if settings else 0
-    tensorboard = settings.run.tensorboard if settings else False
-    _watch(directory, rounds, tensorboard, lambda o: experiment.resume(directory, o, workers))
+    if not (directory / "config.toml").is_file():
+        raise RunError(f"{directory} is no run directory: it holds no config.toml")
+    settings = load_settings(directory / "config.toml")
+    _watch(directory, settings, lambda observers: experiment.resume(directory, observers, workers))
 
 
 @app.command()
@@ -108,20 +115,26 @@ def report(
 def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = None) -> None:
     """Show how a configuration deals examples to clients, without training."""
     from . import experiment
-    from .errors import ArgumentError, ConfigError
 
     settings = load_settings(config, _overrides(overrides, data_dir))
     try:
         split = experiment.deal(settings)
-    except ArgumentError as error:
+    except (ArgumentError, ConfigError) as error:
         raise ConfigError(f"{config}: {error}") from error
-    table = Table("client", *split.class_names, "examples", "classes", title=f"{settings.run.name}: examples by class")
-    for column in table.columns:
-        column.justify = "right"
+    _console().print(_partition_table(split, settings.run.name))
+
+
+def _partition_table(split: Split, name: str) -> Table:
+    # Numbers head the columns where there are several classes: names would not fit.
+    shown = range(len(split.class_names)) if len(split.class_names) <= 20 else range(0)
+    caption = ", ".join(f"{label} {split.class_names[label]}" for label in shown)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{name}: examples by client and class", caption=caption)
+    for heading in ("client", *map(str, shown), "examples", "classes"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for client, counts in enumerate(split.counts):
-        shown = [str(count) if count else "·" for count in counts]
-        table.add_row(str(client), *shown, str(sum(counts)), str(sum(count > 0 for count in counts)))
-    _console().print(table)
+        cells = [str(counts[label] or "·") for label in shown]
+        table.add_row(str(client), *cells, str(sum(counts)), str(sum(count > 0 for count in counts)))
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -130,6 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
     except FedSparsifyError as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except PermissionError as error:
+        Console(stderr=True).print(
+            f"error: {error.filename} cannot be used ({error.strerror}): choose another path, or change its permissions",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     sys.exit(0)
 
@@ -149,15 +170,17 @@ def _main(
     pass
 
 
-def _watch(folder: Path, rounds: int, tensorboard: bool, work: Callable[[Sequence[Any]], Path]) -> None:
+def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Path]) -> None:
     """Run with progress; on Ctrl-C or SIGTERM say how to go on; at the end show a table and the report's path."""
     from .progress import ProgressDisplay
     from .report import write_report
 
     console = _console()
-    display = ProgressDisplay(rounds, console)
+    display = ProgressDisplay(settings.run.rounds, console)
+    for record in _records(folder):
+        display.recall(record)
     observers: list[Any] = [display]
-    if tensorboard:
+    if settings.run.tensorboard:
         from .report.tensorboard import TensorBoardLog
 
         observers.append(TensorBoardLog(folder / "tensorboard"))
@@ -165,12 +188,10 @@ def _watch(folder: Path, rounds: int, tensorboard: bool, work: Callable[[Sequenc
         with _terminable(), display:
             work(observers)
     except KeyboardInterrupt:
-        if (folder / "checkpoint.fsp").exists():
-            console.print(
-                f"Stopped after round {display.last_round}. Go on with: fedsparsify resume {folder}", soft_wrap=True
-            )
-        else:
-            console.print("Stopped before the first round was finished.")
+        going_on = ""
+        if (folder / "config.toml").exists():
+            going_on = f" All finished rounds are saved; go on with: fedsparsify resume {shlex.quote(str(folder))}"
+        console.print(f"Stopped.{going_on}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(130)
     page = write_report([folder], folder / "report.html")
     _print_headline([folder])
@@ -192,31 +213,39 @@ def _terminable() -> Iterator[None]:
 
 
 def _print_headline(directories: Sequence[Path]) -> None:
-    from .progress import describe_bytes, describe_seconds
+    from .progress import describe_bytes
     from .report import headline, load_run
 
     rows = headline([load_run(directory) for directory in directories])
-    score = rows[0].metric
-    table = Table("run", "rounds", score, "last ten", "parameters left", "sparsity", "sent", "of dense", "training")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    figures: dict[str, Callable[[Any], str]] = {
+        "run": lambda row: row.name,
+        "rounds": lambda row: f"{row.rounds_done}/{row.rounds_total}",
+        rows[0].metric: lambda row: f"{row.final:.4f}",
+        "last ten": lambda row: f"{row.last_ten:.4f}",
+        "left": lambda row: f"{row.parameters_left:,}",
+        "sparsity": lambda row: f"{row.sparsity:.4f}",
+        "sent": lambda row: describe_bytes(round(row.megabytes * 1e6)),
+        "of dense": lambda row: "-" if row.dense_ratio is None else f"{row.dense_ratio:.0%}",
+        "training": lambda row: describe_seconds(row.seconds_train),
+    }
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for index, title in enumerate(figures):
+        table.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
     for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.rounds_done}/{row.rounds_total}",
-            f"{row.final:.4f}",
-            f"{row.last_ten:.4f}",
-            f"{row.parameters_left:,} of {row.parameters:,}",
-            f"{row.sparsity:.4f}",
-            describe_bytes(round(row.megabytes * 1e6)),
-            "-" if row.dense_ratio is None else f"{row.dense_ratio:.0%}",
-            describe_seconds(row.seconds_train),
-        )
+        table.add_row(*(show(row) for show in figures.values()))
     _console().print(table)
 
 
 def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
-    return [*(overrides or []), *([f"data.dir='{data_dir}'"] if data_dir else [])]
+    quoted = json.dumps(str(data_dir), ensure_ascii=False)  # JSON's quotes and escapes are TOML's
+    return [*(overrides or []), *([f"data.dir={quoted}"] if data_dir else [])]
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run that is to go on; whether they are sound is for others to say."""
+    with suppress(OSError, ValueError):
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return []
 
 
 def _free(folder: Path) -> Path:
@@ -230,7 +259,8 @@ def _free(folder: Path) -> Path:
 
 
 def _console() -> Console:
-    return Console()
+    """Return a console as wide as the terminal; a file or pipe has no width, so that tables need not wrap there."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
 def _escaped(error: FedSparsifyError) -> str:

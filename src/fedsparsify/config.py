@@ -12,13 +12,16 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
 from .plugins import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = [
     "DataTable",
@@ -41,7 +44,9 @@ OWN = "<given in Python>"
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunTable(_Table):
@@ -51,9 +56,9 @@ class RunTable(_Table):
     """Shown in reports; the configuration file's name if empty."""
     seed: int = Field(default=1, ge=0)
     """Fixes initial weights, partition, participants, order of examples and dropout."""
-    rounds: int = Field(default=200, ge=1)
+    rounds: int = Field(default=200, ge=1, le=1_000_000)
     """T, the number of rounds."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1024)
     """Processes that train clients; 0 is one a core. Changes no result."""
     tensorboard: bool = False
     """Also log to the run directory for TensorBoard (extra ``tensorboard``)."""
@@ -93,7 +98,7 @@ class FederationTable(_Table):
 class ModelTable(_Table):
     """``[model]``: the network; keys besides ``name`` are passed to the function that builds it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     name: str
     """``2-fc``, ``6-cnn``, or ``module:function`` returning a torch.nn.Module."""
@@ -184,7 +189,7 @@ class Settings(_Table):
         Where the data lie, how many workers there are and what the run is called change no result.
         """
         plain = self.model_dump(exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}})
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).digest()
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -249,33 +254,52 @@ def settings_from(
         overridden: the (table, key) pairs that came from ``--set`` instead.
 
     Raises:
-        ConfigError: a key is unknown, missing or of the wrong type; the first such key is named.
+        ConfigError: a key is unknown, missing or of the wrong type; one such key is named.
     """
     try:
         return Settings.model_validate(dict(tables))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = tuple(str(part) for part in first["loc"])
+        # A mistyped key is unknown and leaves another one missing: the first of the two says more.
+        worst = min(error.errors(), key=lambda e: (e["type"] == "missing", e["type"] != "extra_forbidden"))
+        where = tuple(str(part) for part in worst["loc"])
         source = "--set" if where[:2] in (overridden or {}) else place
-        raise ConfigError(f"{source}: {_sentence(where, first['type'], first['msg'], first['input'])}") from error
+        raise ConfigError(f"{source}: {_sentence(where, worst)}") from error
 
 
-def _sentence(where: tuple[str, ...], kind: str, message: str, value: Any) -> str:
+def _sentence(where: tuple[str, ...], error: ErrorDetails) -> str:
     key = ".".join(where)
-    if kind == "extra_forbidden":
-        known = list(_keys())
-        if len(where) == 1:
-            tables = list(Settings.model_fields)
-            return f"[{key}] is an unknown table{nearest(key, tables)}; known are {', '.join(tables)}"
-        inside = [k for k in known if k.startswith(where[0] + ".")]
-        hint = nearest(key, inside) or nearest(key, known)
-        if not hint:
-            hint = next((f"; did you mean {k}?" for k in known if k.split(".")[1] == where[-1]), "")
-        return f"{key} is an unknown key{hint}; known are {', '.join(inside)}"
-    if kind == "missing":
+    if error["type"] == "extra_forbidden":
+        return _unknown(where, is_table=isinstance(error["input"], Mapping))
+    if error["type"] == "missing":
         return f"{key} is missing: {'add the table' if len(where) == 1 else 'give it a value'}"
-    expected = message.removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key} = {json.dumps(value, default=str)} must be {expected}"
+    bounds = error.get("ctx", {})
+    expected = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be ")).format(**bounds)
+    return f"{key} = {json.dumps(error['input'], default=str)} must be {expected}"
+
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than_equal": "at most {le}",
+    "model_type": "a table, written [name] above its keys",
+    "string_type": "a text in quotes",
+}
+"""What a value must be, by pydantic's name of the error."""
+
+
+def _unknown(where: tuple[str, ...], *, is_table: bool) -> str:
+    key, tables, known = ".".join(where), list(Settings.model_fields), list(_keys())
+    elsewhere = next((f"; did you mean {k}?" for k in known if k.split(".")[1] == where[-1]), "")
+    if len(where) == 1 and is_table:
+        return f"[{key}] is an unknown table{nearest(key, tables)}; known are {', '.join(tables)}"
+    if len(where) == 1:
+        return f"{key} is in no table{elsewhere or nearest(key, known)}; tables are {', '.join(tables)}"
+    inside = [k for k in known if k.startswith(where[0] + ".")]
+    hint = elsewhere or nearest(key, inside) or nearest(key, known)
+    return f"{key} is an unknown key{hint}; known are {', '.join(inside)}"
 
 
 def _keys() -> Iterator[str]:

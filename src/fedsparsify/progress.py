@@ -30,8 +30,7 @@ class ProgressDisplay:
         self._live = console.is_terminal
         self._started = time.monotonic()
         self._rounds_timed = 0
-        self._bytes = 0
-        self.last_round = 0
+        self._bytes: dict[int, int] = {}
         self._progress = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),
@@ -52,23 +51,31 @@ class ProgressDisplay:
     def client_done(self, round: int, done: int, total: int) -> None:
         """Advance the bar by a part of a round."""
         if self._live:
-            self._progress.update(self._task, completed=round - 1 if done < total else round)
+            self._progress.update(self._task, completed=round - 1 + done / total)
+
+    def recall(self, record: Record) -> None:
+        """Count in a round that was finished before the run was resumed; the same round may come again."""
+        self._bytes[record["round"]] = record["bytes_down"] + record["bytes_up"]
 
     def round_done(self, state: ServerState, record: Record) -> None:
         """Show a finished round."""
-        self.last_round = state.round
-        self._bytes += record["bytes_down"] + record["bytes_up"]
+        self.recall(record)
         self._rounds_timed += state.round > 0
-        status = _status(record, self._bytes)
-        if self._rounds_timed:
+        status = _status(record, sum(self._bytes.values()))
+        if state.round == 0:
+            self._started = time.monotonic()
+        elif state.round < self._rounds:
             left = (time.monotonic() - self._started) / self._rounds_timed * (self._rounds - state.round)
             status += f"  {describe_seconds(left)} left"
-        else:
-            self._started = time.monotonic()
         for failure in record["failures"]:
             # The reason may come from a peer: no markup, and one line.
             reason = " ".join(str(failure["reason"]).split())[:300]
-            self._console.print(f"round {state.round}: left out client {failure['client']}: {reason}", markup=False)
+            self._console.print(
+                f"round {state.round}: left out client {failure['client']}: {reason}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if self._live:
             self._progress.update(self._task, completed=state.round, status=status)
         else:

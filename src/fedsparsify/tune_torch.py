@@ -40,6 +40,8 @@ class TorchTrainer:
         trainable = dict(self._module.named_parameters())
         self._parameters = [trainable[slot.name] for slot in self.layout.parameters]
         self._flat = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        # Counters, such as batch-norm's of batches seen, start anew in every round: clients are stateless.
+        self._counters = [(b, b.clone()) for b in self._module.buffers() if not b.is_floating_point()]
         for parameter, slot in zip(self._parameters, self.layout.parameters, strict=True):
             parameter.data = self._flat[slot.span].view(slot.shape)
 
@@ -59,6 +61,8 @@ class TorchTrainer:
         with self._lock, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layout.write(self._module, start.w, start.buffers)
+            for counter, fresh in self._counters:
+                counter.copy_(fresh)
             mask = None if start.mask.all() else torch.from_numpy(start.mask).to(self.device, torch.float32)
             self._module.train()
             momentum: Tensor | None = None

@@ -150,7 +150,7 @@ def choose(plan: NetworkPlan, mask: Mask, batch_size: int, *, calibration: Calib
         native += min(sparse, times.dense) * work
         torch_time += times.torch * work
     torch_time += calibration.torch_step * len(plan.layers)
-    ratio = torch_time / native
+    ratio = torch_time / max(native, 1.0)
     return Choice("native" if ratio >= 1.0 else "torch", tuple(layers), ratio)
 
 
