@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := $(wildcard setup.py src/fedsparsify/sparse/*.cpp src/fedsparsify/sparse/*.hpp src/fedsparsify/sparse/*.inc)
 INSTALLED_FROM := pyproject.toml constraints.txt $(NATIVE)
 
@@ -46,31 +47,24 @@ clean: ## Remove the virtual environment and everything built, but no data and n
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The demo installs only what a run needs. Installing for development satisfies the demo too, so it makes both stamps.
+# The demo installs only what a run needs. Build requirements go into the environment itself, where constraints.txt
+# pins them; pip would not pin them in an isolated build.
 $(VENV)/run.stamp: $(INSTALLED_FROM)
-	@$(call install,.)
+	@[ -x $(BIN)/pip ] || command -v "$(PYTHON)" >/dev/null || { \
+	    echo "There is no $(PYTHON) here: install Python 3.11 or newer, or name one with: make PYTHON=..." >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FedSparsify needs Python \
+	3.11 or newer, but $(PYTHON) is %d.%d: name a newer one with: make PYTHON=..." % sys.version_info[:2])'
+	@[ -x $(BIN)/pip ] || "$(PYTHON)" -m venv $(VENV)
+	@echo "Installing FedSparsify into $(VENV) (a minute or two)"
+	@$(PIP_INSTALL) setuptools pybind11
+	@$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/dev.stamp: $(INSTALLED_FROM)
-	@$(call install,.[dev])
-	@touch $(VENV)/run.stamp $@
+# Installed already, so pip adds the extra's packages and compiles nothing again.
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "Installing what the tests need"
+	@$(PIP_INSTALL) 'fedsparsify[dev]'
+	@touch $@
 
-# Build requirements go into the environment itself, where constraints.txt pins them; pip would not pin them in an
-# isolated build.
-define install
-set -e; \
-if [ ! -x $(BIN)/pip ]; then \
-    command -v "$(PYTHON)" >/dev/null || { \
-        echo "There is no $(PYTHON) here: install Python 3.11 or newer, or name one with: make PYTHON=..." >&2; exit 1; }; \
-    "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FedSparsify needs Python 3.11 or newer, but \
-	$(PYTHON) is %d.%d: name a newer one with: make PYTHON=..." % sys.version_info[:2])'; \
-    "$(PYTHON)" -m venv $(VENV); \
-fi; \
-echo "Installing $(1) into $(VENV) (a minute or two)"; \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11; \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e "$(1)"
-endef
-
-# Evaluated when the recipe runs: the data may have been fetched a moment ago. Relative folders would do for make, but
-# not for worker processes that change directory.
+# Evaluated when the recipe runs, because the data may have been fetched a moment ago.
 WITH_DATA = if [ -z "$$FEDSPARSIFY_DATA" ] && [ -d data/fashion-mnist ]; then export FEDSPARSIFY_DATA="$(CURDIR)/data"; fi;

@@ -340,9 +340,7 @@ def work_of(plan: NetworkPlan, mask: np.ndarray) -> tuple[float, float]:
 
 def header() -> None:
     """Print the head of the table."""
-    print(
-        "| network | sparsity | layers | torch µs | ours µs | ours/torch | sparseprop | torch.sparse | FMA | bandwidth |"
-    )
+    print("| network | sparsity | layers | torch µs | ours µs | ours | sparseprop | torch.sparse | FMA | bandwidth |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
 
 

@@ -70,7 +70,7 @@ def module_of(path: str) -> str:
 
 
 def part_of(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports_of(path: str, text: str) -> Iterator[Import]:

@@ -123,7 +123,7 @@ def test_large_opposite_values_do_not_swallow_a_small_one() -> None:
 def test_no_average_of_finite_values_overflows() -> None:
     largest = float(np.finfo(np.float32).max)
     for rule in MERGE_RULES.values():
-        assert rule([(np.float32([largest]), masks("1")[0], n) for n in (3, 7, 60_000)])[0][0] == np.float32(largest)
+        assert rule([(floats([largest])[0], masks("1")[0], n) for n in (3, 7, 60_000)])[0][0] == np.float32(largest)
 
 
 @rules
@@ -245,7 +245,7 @@ def test_whole_models_are_merged_in_one_pass_that_holds_one_update_at_a_time(rul
         for k in range(5):
             w = np.full(4, k, np.float32).view(Watched)
             alive.append(weakref.ref(w))
-            made = update(k, w, np.ones(4, np.bool_), 1, np.float32([k]))
+            made = update(k, w, np.ones(4, np.bool_), 1, floats([k])[0])
             del w
             yield made
             del made

@@ -33,6 +33,10 @@ LAYOUT = ParameterLayout(
 ALL = np.ones(11, np.bool_)
 
 
+def f32(values: object) -> Floats:
+    return np.array(values, np.float32)
+
+
 def mask_of(*positions: int, n: int = 11) -> Mask:
     mask = np.zeros(n, np.bool_)
     mask[list(positions)] = True
@@ -93,19 +97,19 @@ def test_the_fashion_mnist_network_keeps_5915_parameters_at_95_percent() -> None
 
 
 def test_the_largest_magnitudes_survive_whatever_their_sign() -> None:
-    w = np.float32([0.1, -5, 3, 0, -0.2, 4])
+    w = f32([0.1, -5, 3, 0, -0.2, 4])
     assert magnitude_mask(w, 0.5).tolist() == [False, True, True, False, False, True]
 
 
 def test_ties_go_to_the_lower_index() -> None:
     # 8 - floor(0.5 * 8) = 4: the 3, then three of the five with magnitude 2, from the left.
-    w = np.float32([2, 1, -2, 2, 3, -2, 1, 2])
+    w = f32([2, 1, -2, 2, 3, -2, 1, 2])
     assert np.flatnonzero(magnitude_mask(w, 0.5)).tolist() == [0, 2, 3, 4]
     assert np.flatnonzero(magnitude_mask(np.zeros(5, np.float32), 0.6)).tolist() == [0, 1]
 
 
 def test_a_pruned_parameter_never_comes_back() -> None:
-    w = np.float32([9, 1, 2, 3])
+    w = f32([9, 1, 2, 3])
     assert magnitude_mask(w, 0.5, np.array([False, True, True, True])).tolist() == [False, False, True, True]
 
 
@@ -116,7 +120,7 @@ def test_sparsity_counts_all_parameters_not_only_survivors() -> None:
 
 
 def test_zeros_among_survivors_are_kept_before_any_pruned_parameter() -> None:
-    w = np.float32([0, 7, 0, 0, 8])
+    w = f32([0, 7, 0, 0, 8])
     # Two of the three surviving zeros are kept, the lower indices; the pruned 7 and 8 are not.
     assert magnitude_mask(w, 0.6, np.array([True, False, True, True, False])).tolist() == [
         True,
@@ -129,7 +133,7 @@ def test_zeros_among_survivors_are_kept_before_any_pruned_parameter() -> None:
 
 def test_where_fewer_survive_than_are_wanted_all_of_them_stay() -> None:
     mask = np.array([True, False, True, False])
-    kept_mask = magnitude_mask(np.float32([1, 2, 3, 4]), 0.25, mask)
+    kept_mask = magnitude_mask(f32([1, 2, 3, 4]), 0.25, mask)
     assert kept_mask.tolist() == mask.tolist()
     kept_mask[:] = False  # a copy: the caller's mask is its own
     assert mask.tolist() == [True, False, True, False]
@@ -137,12 +141,12 @@ def test_where_fewer_survive_than_are_wanted_all_of_them_stay() -> None:
 
 def test_nan_among_survivors_is_refused_with_its_place() -> None:
     with pytest.raises(ArgumentError, match="parameter 2 has the score NaN"):
-        magnitude_mask(np.float32([1, 2, math.nan, 4]), 0.5)
+        magnitude_mask(f32([1, 2, math.nan, 4]), 0.5)
 
 
 def test_nan_at_a_pruned_place_is_of_no_concern() -> None:
     mask = np.array([True, True, False, True])
-    assert magnitude_mask(np.float32([1, 2, math.nan, 4]), 0.5, mask).tolist() == [False, True, False, True]
+    assert magnitude_mask(f32([1, 2, math.nan, 4]), 0.5, mask).tolist() == [False, True, False, True]
 
 
 def test_scores_and_mask_of_different_lengths_are_refused() -> None:
@@ -151,7 +155,7 @@ def test_scores_and_mask_of_different_lengths_are_refused() -> None:
 
 
 def test_keeping_none_gives_an_empty_mask() -> None:
-    assert not exact_mask(np.float32([1, 2]), 0, np.ones(2, np.bool_)).any()
+    assert not exact_mask(f32([1, 2]), 0, np.ones(2, np.bool_)).any()
 
 
 @settings(deadline=None)
@@ -184,7 +188,7 @@ def test_arguments_are_left_as_they_are(pair: tuple[Floats, Mask]) -> None:
 
 
 def test_per_layer_scope_prunes_every_tensor_to_the_same_sparsity() -> None:
-    w = np.float32([1, 2, 3, 4, 5, 6, 0.2, 0.1, 100, 200, 0.01])
+    w = f32([1, 2, 3, 4, 5, 6, 0.2, 0.1, 100, 200, 0.01])
     purge = make_purge(LAYOUT, scope=per_layer_scope)
     # At 0.5: 6 - 3 of the weight, 2 - 1 of its bias, 2 - 1 of the second weight, 1 - 0 of the last bias.
     assert np.flatnonzero(purge(w, 0.5, ALL)).tolist() == [3, 4, 5, 6, 9, 10]
@@ -193,7 +197,7 @@ def test_per_layer_scope_prunes_every_tensor_to_the_same_sparsity() -> None:
 
 
 def test_per_layer_scope_keeps_masks_nested_in_every_tensor() -> None:
-    w = np.float32([9, 8, 7, 1, 2, 3, 1, 1, 1, 1, 1])
+    w = f32([9, 8, 7, 1, 2, 3, 1, 1, 1, 1, 1])
     alive = mask_of(3, 4, 5, 7, 8, 10)
     assert np.flatnonzero(make_purge(LAYOUT, scope=per_layer_scope)(w, 0.7, alive)).tolist() == [4, 5, 7, 8, 10]
 
@@ -201,7 +205,7 @@ def test_per_layer_scope_keeps_masks_nested_in_every_tensor() -> None:
 def test_prunable_weights_leaves_one_dimensional_tensors_alone() -> None:
     assert np.flatnonzero(~prunable_positions(LAYOUT, "weights")).tolist() == [6, 7, 10]
     assert prunable_positions(LAYOUT, "all").all()
-    w = np.float32([8, 7, 6, 5, 4, 3, 0, 0, 2, 1, 0])
+    w = f32([8, 7, 6, 5, 4, 3, 0, 0, 2, 1, 0])
     # Of 8 prunable ones 8 - 6 = 2 are kept at 0.75, and all three biases.
     assert np.flatnonzero(make_purge(LAYOUT, prunable="weights")(w, 0.75, ALL)).tolist() == [0, 1, 6, 7, 10]
     # Within each tensor: 6 - 4 = 2 and 2 - 1 = 1.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .errors import FedSparsifyError
     from .experiment import federate, resume
     from .layout import ParameterLayout
-    from .report import write_report
+    from .report import load_run, write_report
     from .state import ClientUpdate, ModelState, ServerState
     from .version import __version__
 
@@ -27,6 +27,7 @@ __all__ = [
     "ServerState",
     "__version__",
     "federate",
+    "load_run",
     "resume",
     "write_report",
 ]
@@ -40,6 +41,7 @@ _HOME = {
     "ServerState": "state",
     "__version__": "version",
     "federate": "experiment",
+    "load_run": "report",
     "resume": "experiment",
     "write_report": "report",
 }

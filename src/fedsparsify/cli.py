@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich import box
-from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .config import Settings, load_settings
@@ -27,6 +27,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .experiment import Split
+    from .progress import ProgressDisplay
 
 __all__ = ["app", "main"]
 
@@ -46,11 +47,16 @@ Overrides = Annotated[
         help="Replace a setting, e.g. [bold]--set schedule.final=0.9[/bold]; may be given several times.",
     ),
 ]
-Config = Annotated[Path, typer.Argument(help="A TOML configuration, such as those in configs/.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A TOML configuration, such as those in configs/.", show_default=False)
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder with the data files; the same as --set data.dir=DIR.", show_default=False),
 ]
+
+_PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": 0, "pad_edge": False}
+"""The looks of a table that fits into 80 columns."""
 
 
 @app.command()
@@ -80,7 +86,7 @@ def run(
 
 @app.command()
 def resume(
-    directory: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.", show_default=False)],
     workers: Annotated[
         int | None, typer.Option(help="Processes to use, 0 for one a core; changes no result.", show_default=False)
     ] = None,
@@ -128,7 +134,7 @@ def _partition_table(split: Split, name: str) -> Table:
     # Numbers head the columns where there are several classes: names would not fit.
     shown = range(len(split.class_names)) if len(split.class_names) <= 20 else range(0)
     caption = ", ".join(f"{label} {split.class_names[label]}" for label in shown)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{name}: examples by client and class", caption=caption)
+    table = Table(title=f"{name}: examples by client and class", caption=caption, **_PLAIN)
     for heading in ("client", *map(str, shown), "examples", "classes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for client, counts in enumerate(split.counts):
@@ -142,16 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
     except FedSparsifyError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
     except PermissionError as error:
-        Console(stderr=True).print(
-            f"error: {error.filename} cannot be used ({error.strerror}): choose another path, or change its permissions",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.exit(2)
+        _fail(f"{error.filename} cannot be used ({error.strerror}): choose another path, or change its permissions")
     sys.exit(0)
 
 
@@ -172,13 +171,12 @@ def _main(
 
 def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Path]) -> None:
     """Run with progress; on Ctrl-C or SIGTERM say how to go on; at the end show a table and the report's path."""
-    from .progress import ProgressDisplay
+    from . import progress
     from .report import write_report
 
     console = _console()
-    display = ProgressDisplay(settings.run.rounds, console)
-    for record in _records(folder):
-        display.recall(record)
+    display = progress.ProgressDisplay(settings.run.rounds, console)
+    _recall(folder, display)
     observers: list[Any] = [display]
     if settings.run.tensorboard:
         from .report.tensorboard import TensorBoardLog
@@ -213,7 +211,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _print_headline(directories: Sequence[Path]) -> None:
-    from .progress import describe_bytes
+    from .progress import describe_bytes, describe_seconds
     from .report import headline, load_run
 
     rows = headline([load_run(directory) for directory in directories])
@@ -228,9 +226,10 @@ def _print_headline(directories: Sequence[Path]) -> None:
         "of dense": lambda row: "-" if row.dense_ratio is None else f"{row.dense_ratio:.0%}",
         "training": lambda row: describe_seconds(row.seconds_train),
     }
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for index, title in enumerate(figures):
-        table.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+    table = Table(**_PLAIN)
+    table.add_column("run", overflow="fold")
+    for title in list(figures)[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(show(row) for show in figures.values()))
     _console().print(table)
@@ -241,11 +240,11 @@ def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
     return [*(overrides or []), *([f"data.dir={quoted}"] if data_dir else [])]
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run that is to go on; whether they are sound is for others to say."""
-    with suppress(OSError, ValueError):
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return []
+def _recall(folder: Path, display: ProgressDisplay) -> None:
+    """Tell the display of the rounds of a run that is to go on; whether they are sound is for others to say."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            display.recall(json.loads(line))
 
 
 def _free(folder: Path) -> Path:
@@ -263,7 +262,6 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
-def _escaped(error: FedSparsifyError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
+def _fail(sentence: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -136,12 +137,13 @@ def start(experiment: Experiment, out: Path, observers: Sequence[Observer] = ())
         return _drive(experiment, simulator, run, state, observers)
 
 
-def resume(path: Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:
+def resume(path: str | Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:
     """Go on with a run after its last finished round; a finished run is left as it is.
 
     Raises:
         FedSparsifyError: the directory or its checkpoint cannot be used; nothing is changed.
     """
+    path = Path(path)
     config = path / "config.toml"
     if not config.is_file():
         raise CheckpointError(f"{path} is no run directory: it holds no config.toml")
@@ -155,7 +157,7 @@ def resume(path: Path, observers: Sequence[Observer] = (), workers: int | None =
 
 def federate(
     *,
-    model: Callable[[], nn.Module],
+    model: nn.Module | Callable[[], nn.Module],
     clients: Sequence[object],
     test: object,
     out: str | Path,
@@ -166,32 +168,46 @@ def federate(
     """Federate your own network over your own data, and return the run directory.
 
     Args:
-        model: returns a new network; called once, under a seed derived from ``run.seed``.
+        model: a class or function that returns a new network, whose initial weights then depend on ``run.seed`` only;
+            or a network, which is copied and starts from the weights that it has.
         clients: one data set a client: an (x, y) pair of arrays or tensors, a map-style torch data set, or a
             :class:`~fedsparsify.data.Dataset`.
         test: the test set, likewise.
         out: directory of the run.
-        settings: tables and keys as in a configuration file, without ``data``, ``model`` and ``partition``.
+        settings: tables and keys as in a configuration file (``docs/configuration.md``), but for those that say what
+            the other arguments do; ``{"train": {"lr": 0.1}}`` is the least. The method is ``fedsparsify-global`` if
+            none is named.
         resume: go on with the run in ``out``, if there is one.
         observers: are told of every round.
 
     Raises:
         FedSparsifyError: a setting, the data or the directory cannot be used.
     """
-    tables = {
+    for table in ("data", "model", "partition"):
+        if table in settings:
+            raise ConfigError(f"settings: [{table}] has no place here: federate() has it from its other arguments")
+    tables: dict[str, Any] = {
         "method": {"name": "fedsparsify-global"},
-        **{table: dict(keys) for table, keys in settings.items()},
+        **settings,
         "data": {"name": OWN},
         "model": {"name": OWN},
     }
-    tables["federation"] = {**tables.get("federation", {}), "clients": len(clients)}
+    federation = tables.get("federation", {})
+    if isinstance(federation, Mapping):  # else it is refused below
+        tables["federation"] = {**federation, "clients": len(clients)}
+        if federation.get("clients", len(clients)) != len(clients):
+            raise ConfigError(f"settings: federation.clients = {federation['clients']}, but {len(clients)} are given")
     validated = settings_from(tables, "settings")
     try:
         _check(validated)
         split = _split(
             [as_dataset(c, f"the data of client {k}") for k, c in enumerate(clients)], as_dataset(test, "the test set")
         )
-        experiment = _assemble(validated, split, models.build_from(model, validated.run.seed))
+        if isinstance(model, nn.Module):
+            module = copy.deepcopy(model)
+        else:
+            module = models.build_from(model, validated.run.seed)
+        experiment = _assemble(validated, split, module)
     except ArgumentError as error:
         raise ConfigError(f"settings: {error}") from error
     path = Path(out)

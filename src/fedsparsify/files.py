@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,20 +14,21 @@ __all__ = ["remove_leftovers", "write_atomically"]
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new one, never a part.
 
+    Only one thread of a process may write the same path at a time.
+
     Raises:
         RunError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         finally:
-            with suppress(FileNotFoundError):  # renamed, or removed by somebody else
+            with suppress(OSError):  # it was renamed, or there is no folder
                 os.unlink(temporary)
         _sync_folder(path.parent)
     except OSError as error:

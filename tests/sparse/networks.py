@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -60,6 +62,6 @@ def examples(shape: tuple[int, ...], count: int, classes: int, seed: int = 1) ->
     return rng.standard_normal((count, *shape)).astype(np.float32), rng.integers(0, classes, count)
 
 
-def seeded(make: type[nn.Module] | object, seed: int = 0) -> nn.Module:
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return make()  # type: ignore[operator, no-any-return]
+    return make()

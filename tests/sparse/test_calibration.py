@@ -18,7 +18,7 @@ needs_native = pytest.mark.skipif(not native.available(), reason="the native ker
 
 # Linear: sparse wins below density 0.5. Convolution: below 0.25, and torch beats the native dense kernels.
 KNOWN = Calibration(
-    "test", (0.0, 1.0), LayerTimes(200.0, 100.0, (0.0, 200.0)), LayerTimes(50.0, 100.0, (0.0, 400.0)), 0.0
+    "test", (0.0, 1.0), LayerTimes(200.0, 100.0, (1.0, 200.0)), LayerTimes(50.0, 100.0, (1.0, 400.0)), 0.0
 )  # fmt: skip
 CNN = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
 

@@ -21,6 +21,10 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * scale)
 
 
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
 def drawn(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
@@ -89,7 +93,7 @@ def test_twins_agree_with_torch_on_a_convolution() -> None:
     tx, weight = torch.from_numpy(x).requires_grad_(), weight.requires_grad_()
     y = F.conv2d(tx, weight, stride=(2, 1), padding=(1, 2))
     dy = rng.standard_normal(tuple(y.shape))
-    y.backward(torch.from_numpy(dy))
+    y.backward(torch.from_numpy(dy))  # type: ignore[no-untyped-call]
     assert tx.grad is not None and weight.grad is not None
     np.testing.assert_allclose(reference.conv2d(mask, values, None, x, (2, 1), (1, 2)), y.detach().numpy(), atol=1e-12)
     np.testing.assert_allclose(
@@ -106,8 +110,10 @@ def test_twins_agree_with_torch_on_a_convolution() -> None:
         lambda n: n.LinearOperator(np.ones(3, bool)),
         lambda n: n.LinearOperator(np.ones((3, 0), bool)),
         lambda n: n.LinearOperator(np.ones((3, 2), bool), "mmx"),
-        lambda n: n.LinearOperator(np.ones((3, 2), bool)).forward(np.ones(5, np.float32), None, np.ones((1, 2), np.float32)),
-        lambda n: n.LinearOperator(np.ones((3, 2), bool)).forward(np.ones(6, np.float32), None, np.ones((1, 3), np.float32)),
+        lambda n: n.LinearOperator(np.ones((3, 2), bool)).forward(ones(5), None, ones(1, 2)),
+        lambda n: n.LinearOperator(np.ones((3, 2), bool)).forward(ones(6), None, ones(1, 3)),
+        lambda n: n.LinearOperator(np.ones((3, 2), bool)).forward(ones(6), ones(2), ones(1, 2)),
+        lambda n: n.LinearOperator(np.ones((3, 2), bool)).value_gradient(ones(2, 2), ones(1, 3)),
         lambda n: n.ConvOperator(np.ones((1, 1, 3, 3), bool), (1, 1), (0, 0), (1, 2, 9)),
         lambda n: n.ConvOperator(np.ones((1, 1, 3, 3), bool), (0, 1), (0, 0), (1, 9, 9)),
         lambda n: n.ConvOperator(np.ones((1, 1, 3, 3), bool), (1, 1), (-1, 0), (1, 9, 9)),

@@ -72,7 +72,7 @@ def test_any_optimiser_keeps_pruned_positions_at_zero(path: str) -> None:
     for name, mask in masks.items():
         pruned, kept = after[name].numpy()[~mask], after[name].numpy()[mask]
         assert not pruned.any()
-        assert np.count_nonzero(kept) > 0.9 * kept.size
+        assert np.count_nonzero(kept) >= 0.9 * kept.size
     assert any(not torch.equal(after[name], p) for name, p in masked(module, masks).named_parameters())
 
 

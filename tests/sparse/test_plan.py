@@ -49,7 +49,8 @@ def test_functions_are_planned_as_their_modules_are(reshape: Callable[[Tensor], 
     module = Functional(reshape)
     plan = planned(module, (1, 8, 8))
     kinds = [layer.kind for layer in plan.layers]
-    assert kinds == ["conv2d", "relu", "maxpool2d", "conv2d", "relu", "avgpool2d", "flatten", "linear", "relu", "dropout", "linear"]  # fmt: skip
+    assert kinds[:6] == ["conv2d", "relu", "maxpool2d", "conv2d", "relu", "avgpool2d"]
+    assert kinds[6:] == ["flatten", "linear", "relu", "dropout", "linear"]
     if available():
         w, mask, buffers = state_of(module, 1.0)
         x = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
@@ -92,7 +93,7 @@ class Residual(nn.Module):
 
 class Branching(Residual):
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x) if x.sum() > 0 else x  # type: ignore[no-any-return]
+        return self.fc(x) if x.sum() > 0 else x
 
 
 class Unused(Residual):
@@ -111,7 +112,7 @@ class Mixing(Residual):
 
 
 class TwoInputs(Residual):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.fc(x)  # type: ignore[no-any-return]
 
 
@@ -145,7 +146,7 @@ UNCOVERED: list[tuple[Callable[[], nn.Module], tuple[int, ...], str]] = [
     (AlwaysDropping, (3,), "must act in training only"),
     (Mixing, (3,), "not a reshape"),
     (TwoInputs, (3,), "more than one input"),
-    (lambda: nn.Sequential(Odd(3, 2)), (3,), "is a Odd|cannot be traced|not used"),
+    (lambda: nn.Sequential(Odd(3, 2)), (3,), "outside a layer"),
     (shared, (3,), "used by more than one layer"),
     (frozen, (3,), "the weight of layer 0 is not trained"),
     (hooked, (3,), "layer 0 has hooks"),
@@ -154,9 +155,9 @@ UNCOVERED: list[tuple[Callable[[], nn.Module], tuple[int, ...], str]] = [
     (lambda: nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 5, 5), r"output has the shape \(2, 3, 3\)"),
     (lambda: nn.Sequential(nn.Conv2d(1, 2, 9), nn.Flatten(), nn.Linear(2, 2)), (1, 5, 5), "leaves nothing"),
     (lambda: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.Flatten(), nn.Linear(18, 2)), (2, 5, 5), "groups"),
-    (lambda: nn.Sequential(nn.Conv2d(2, 2, 2, padding="same"), nn.Flatten(), nn.Linear(50, 2)), (2, 5, 5), "pads one side"),
+    (lambda: nn.Sequential(nn.Conv2d(2, 2, 2, padding="same"), nn.Flatten()), (2, 5, 5), "pads one side"),
     (lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(9, 2)), (1, 5, 5), "pooling with padding"),
-    (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, momentum=None), nn.Linear(3, 2)), (3,), "running average"),
+    (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, momentum=None)), (3,), "running average"),
     (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), (3,), "running average"),
     (lambda: nn.Sequential(nn.Linear(3, 2).double()), (3,), "float64"),
     (lambda: nn.LSTM(3, 2), (4, 3), r"\w"),

@@ -128,7 +128,9 @@ class RunDirectory:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror}): restore it, or start a new run") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error.strerror}): restore it, or start a new run"
+            ) from error
         if len(content) < _DIGEST_BYTES:
             raise CheckpointError(f"{path} is cut off after {len(content)} bytes: restore it, or start a new run")
         if content[:_DIGEST_BYTES] != self._digest:

@@ -29,6 +29,7 @@ __all__ = ["JobFailure", "Pool", "can_fork", "default_workers"]
 Handler = Callable[[bytes], bytes]
 
 _DONE, _FAILED = b"\x00", b"\x01"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class JobFailure(Exception):
@@ -114,8 +115,9 @@ class Pool:
         finally:
             # Left early (an error, Ctrl-C): a late answer must not be taken for that of a later job.
             for connection in busy:
-                self._bury(connection)
-                self._start()
+                if connection in self._workers:  # else the pool was closed before this generator was
+                    self._bury(connection)
+                    self._start()
 
     def close(self) -> None:
         """End all workers."""
@@ -125,11 +127,14 @@ class Pool:
             self._bury(connection)
 
     def _run_here(self, job: bytes) -> bytes | JobFailure:
-        torch.set_num_threads(1)  # of this thread: torch keeps the number for each
+        threads = torch.get_num_threads()  # of this thread: torch keeps the number for each
+        torch.set_num_threads(1)
         try:
             return self._handler(job)
         except Exception as error:
             return JobFailure(_describe(error))
+        finally:
+            torch.set_num_threads(threads)
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("fork")
@@ -137,10 +142,15 @@ class Pool:
         # The child must not hold the parent's ends, or a worker would outlive a parent that was killed.
         inherited = [*self._workers, ours]
         process = context.Process(target=_serve, args=(theirs, self._handler, inherited), daemon=True)
-        with warnings.catch_warnings():
-            # Python 3.12+ warns of forking beside threads; a worker uses no lock that another thread could hold.
-            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-            process.start()
+        # A signal that comes before the worker is ready for it waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            with warnings.catch_warnings():
+                # Python 3.12+ warns of forking beside threads; a worker uses no lock that another thread could hold.
+                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._workers[ours] = process
         return ours
@@ -161,6 +171,7 @@ def _serve(connection: Connection, handler: Handler, inherited: Sequence[Connect
     """Answer jobs until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for other in inherited:
         other.close()
     torch.set_num_threads(1)

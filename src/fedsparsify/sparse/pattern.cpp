@@ -173,7 +173,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     // 24 KiB of them beside the accumulators.
     const int tile = (8 * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, (getenv("FT")?atoi(getenv("FT")):16), (getenv("FB")?atoi(getenv("FB")):16384) / tile, s.inputs));
+                         columns_for(survivors, s.outputs, s.inputs, 16, 24576 / tile, s.inputs));
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
     for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
@@ -183,7 +183,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const int box = (box_w * s.stride_w + s.kernel_w - 1) * (box_h * s.stride_h + s.kernel_h - 1) * width * 4;
     entries = by_weight;
     gradient = index_rows(entries, s.outputs, s.inputs,
-                          columns_for(survivors, s.outputs, s.inputs, (getenv("GT")?atoi(getenv("GT")):12), (getenv("GB")?atoi(getenv("GB")):16384) / box, s.inputs));
+                          columns_for(survivors, s.outputs, s.inputs, 12, 24576 / box, s.inputs));
     for (int32_t& e : gradient.entry) e = place[static_cast<std::size_t>(e)];
 
     if (!delta) return;
@@ -204,7 +204,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                 }
             const int delta_tile = (8 + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, (getenv("FT")?atoi(getenv("FT")):16), (getenv("FB")?atoi(getenv("FB")):16384) / delta_tile, s.outputs));
+                                    columns_for(survivors, s.inputs, s.outputs, 16, 24576 / delta_tile, s.outputs));
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
                          "a convolution's gradient");

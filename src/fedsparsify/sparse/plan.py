@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from ..errors import ArgumentError
 from ..layout import ParameterLayout
+from .calls import FUNCTIONS, METHODS, Pair, Uncovered, flatten_of, is_size, pair, rate_of, window_of
 
 __all__ = ["LayerPlan", "Loss", "NetworkPlan", "plan_network", "why_uncovered"]
 
 Loss = Literal["cross-entropy", "squared-error"]
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,6 @@ class NetworkPlan:
         ]
 
 
-class _Uncovered(Exception):
-    """The network has something that the compiled trainer does not do."""
-
-
 def plan_network(module: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> NetworkPlan | None:
     """Describe a network for the compiled trainer, or return None where it is not covered.
 
@@ -148,7 +142,7 @@ def plan_network(module: nn.Module, loss: Loss, input_shape: tuple[int, ...]) ->
     """
     try:
         return _plan(module, loss, input_shape)
-    except _Uncovered:
+    except Uncovered:
         return None
 
 
@@ -160,28 +154,30 @@ def why_uncovered(module: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -
     """
     try:
         _plan(module, loss, input_shape)
-    except _Uncovered as e:
+    except Uncovered as e:
         return str(e)
     return None
 
 
 def _plan(module: nn.Module, loss: Loss, input_shape: tuple[int, ...]) -> NetworkPlan:
     if loss not in ("cross-entropy", "squared-error"):
-        raise _Uncovered(f"the loss {loss!r} is not covered")
+        raise Uncovered(f"the loss {loss!r} is not covered")
     shape = tuple(input_shape)
     if not shape or any(type(d) is not int or d < 1 for d in shape):
-        raise _Uncovered(f"the input shape {input_shape!r} is not a tuple of positive whole numbers")
+        raise Uncovered(f"the input shape {input_shape!r} is not a tuple of positive whole numbers")
     try:
         layout = ParameterLayout.of(module)
-        training = _trace(copy.deepcopy(module).train())
-        evaluation = _trace(copy.deepcopy(module).eval())
-    except _Uncovered:
+        # A network that is a single layer is wrapped: the tracer looks into its root, whatever that is.
+        root = module if any(True for _ in module.children()) else nn.Sequential(module)
+        training = _trace(copy.deepcopy(root).train())
+        evaluation = _trace(copy.deepcopy(root).eval())
+    except Uncovered:
         raise
     except ArgumentError as e:
-        raise _Uncovered(str(e)) from e
+        raise Uncovered(str(e)) from e
     except Exception as e:  # tracing runs the user's forward with stand-ins, which may fail in any way
-        raise _Uncovered(f"the network's forward cannot be traced: {e}") from e
-    builder = _Builder(module, layout, shape)
+        raise Uncovered(f"the network's forward cannot be traced: {e}") from e
+    builder = _Builder(module, root, layout, shape)
     for node, twin in _chain(training, evaluation):
         builder.add(node, twin)
     layers, outputs = builder.finish()
@@ -192,32 +188,25 @@ def _trace(module: nn.Module) -> fx.Graph:
     return fx.Tracer().trace(module)
 
 
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node only reads a tensor's shape, as ``x.view(x.size(0), -1)`` does."""
-    if node.op == "call_method":
-        return node.target == "size"
-    return node.op == "call_function" and node.target in (getattr, operator.getitem)
-
-
 def _chain(training: fx.Graph, evaluation: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     """The nodes between input and output, each with its twin in evaluation mode; each takes the one before it."""
     nodes, twins = list(training.nodes), list(evaluation.nodes)
     if [(n.op, str(n.target)) for n in nodes] != [(n.op, str(n.target)) for n in twins]:
-        raise _Uncovered("the network's forward does different things in training and in evaluation")
+        raise Uncovered("the network's forward does different things in training and in evaluation")
     last: fx.Node | None = None
     for node, twin in zip(nodes, twins, strict=True):
         if node.op == "placeholder":
             if last is not None:
-                raise _Uncovered("the network takes more than one input")
+                raise Uncovered("the network takes more than one input")
             last = node
         elif node.op == "get_attr":
-            raise _Uncovered(f"the network's forward uses {node.target} outside a layer")
+            raise Uncovered(f"the network's forward uses {node.target} outside a layer")
         elif node.op == "output":
             if node.args[0] is not last:
-                raise _Uncovered("the network's output is not one tensor at the end of a chain")
-        elif not _is_size(node):
+                raise Uncovered("the network's output is not one tensor at the end of a chain")
+        elif not is_size(node):
             if not node.args or node.args[0] is not last:
-                raise _Uncovered(f"the network is not a chain at {node.name}")
+                raise Uncovered(f"the network is not a chain at {node.name}")
             last = node
             yield node, twin
 
@@ -225,8 +214,8 @@ def _chain(training: fx.Graph, evaluation: fx.Graph) -> Iterator[tuple[fx.Node, 
 class _Builder:
     """Collects layers, following the shape of one example through them."""
 
-    def __init__(self, module: nn.Module, layout: ParameterLayout, shape: tuple[int, ...]) -> None:
-        self._modules = dict(module.named_modules())
+    def __init__(self, module: nn.Module, root: nn.Module, layout: ParameterLayout, shape: tuple[int, ...]) -> None:
+        self._modules = dict(root.named_modules())
         self._parameters = {id(p): name for name, p in module.named_parameters()}
         self._buffers = {id(b): name for name, b in module.named_buffers()}
         self._offsets = {slot.name: slot.offset for slot in layout.parameters}
@@ -240,34 +229,34 @@ class _Builder:
         if node.op == "call_module":
             self._add_module(str(node.target), self._modules[str(node.target)])
             return
-        read = _FUNCTIONS.get(node.target) if node.op == "call_function" else _METHODS.get(str(node.target))
+        read = FUNCTIONS.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
         if read is None:
-            raise _Uncovered(f"{node.name} is a call that the compiled trainer does not cover")
+            raise Uncovered(f"{node.name} is a call that the compiled trainer does not cover")
         try:
             kind, settings = read(node, twin)
         except (TypeError, ValueError, IndexError, KeyError) as e:
-            raise _Uncovered(f"the arguments of {node.name} are not covered") from e
+            raise Uncovered(f"the arguments of {node.name} are not covered") from e
         self._append(kind, node.name, **settings)
 
     def finish(self) -> tuple[tuple[LayerPlan, ...], int]:
         """Return the layers and the number of outputs."""
         if self._unused:
-            raise _Uncovered(f"parameter {sorted(self._unused)[0]} is not used by a covered layer")
+            raise Uncovered(f"parameter {sorted(self._unused)[0]} is not used by a covered layer")
         if not any(layer.weight_size for layer in self._layers):
-            raise _Uncovered("the network has no linear or convolution layer")
+            raise Uncovered("the network has no linear or convolution layer")
         if len(self._shape) != 1:
-            raise _Uncovered(f"the network's output has the shape {self._shape}, not one dimension")
+            raise Uncovered(f"the network's output has the shape {self._shape}, not one dimension")
         if self._layers[0].kind == "relu":
-            raise _Uncovered("the network starts with ReLU")
+            raise Uncovered("the network starts with ReLU")
         return tuple(self._layers), self._shape[0]
 
     def _add_module(self, name: str, m: nn.Module) -> None:
         kind = type(m)  # not isinstance: a subclass may compute something else
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-            raise _Uncovered(f"layer {name} has hooks")
+            raise Uncovered(f"layer {name} has hooks")
         if isinstance(m, nn.Linear) and kind is nn.Linear:
             if len(self._shape) != 1 or self._shape[0] != m.in_features:
-                raise _Uncovered(f"layer {name} takes {m.in_features} features, not an input of shape {self._shape}")
+                raise Uncovered(f"layer {name} takes {m.in_features} features, not an input of shape {self._shape}")
             self._append("linear", name, (m.out_features,), **self._places(name, m.weight, m.bias))
         elif isinstance(m, nn.Conv2d) and kind is nn.Conv2d:
             self._add_conv(name, m)
@@ -276,47 +265,47 @@ class _Builder:
         elif kind is nn.Identity:
             pass
         elif isinstance(m, nn.Dropout) and kind is nn.Dropout:
-            self._append("dropout", name, rate=_rate(m.p))
+            self._append("dropout", name, rate=rate_of(m.p))
         elif isinstance(m, nn.MaxPool2d) and kind is nn.MaxPool2d:
             if m.return_indices:
-                raise _Uncovered(f"layer {name} returns indices")
-            self._append("maxpool2d", name, **_window(m.kernel_size, m.stride, m.padding, m.ceil_mode, m.dilation))
+                raise Uncovered(f"layer {name} returns indices")
+            self._append("maxpool2d", name, **window_of(m.kernel_size, m.stride, m.padding, m.ceil_mode, m.dilation))
         elif isinstance(m, nn.AvgPool2d) and kind is nn.AvgPool2d:
             if m.divisor_override is not None:
-                raise _Uncovered(f"layer {name} overrides its divisor")
-            self._append("avgpool2d", name, **_window(m.kernel_size, m.stride, m.padding, m.ceil_mode))
+                raise Uncovered(f"layer {name} overrides its divisor")
+            self._append("avgpool2d", name, **window_of(m.kernel_size, m.stride, m.padding, m.ceil_mode))
         elif isinstance(m, nn.AdaptiveAvgPool2d) and kind is nn.AdaptiveAvgPool2d:
             if m.output_size not in (1, (1, 1)) or len(self._shape) != 3:
-                raise _Uncovered(f"layer {name} averages to more than one pixel")
+                raise Uncovered(f"layer {name} averages to more than one pixel")
             self._append("avgpool2d", name, kernel=(self._shape[1], self._shape[2]), stride=(1, 1))
         elif kind is nn.ReLU:
             self._append("relu", name)
         elif isinstance(m, nn.Flatten) and kind is nn.Flatten:
-            self._append("flatten", name, **_flatten(m.start_dim, m.end_dim))
+            self._append("flatten", name, **flatten_of(m.start_dim, m.end_dim))
         else:
-            raise _Uncovered(f"layer {name} is a {kind.__name__}, which the compiled trainer does not cover")
+            raise Uncovered(f"layer {name} is a {kind.__name__}, which the compiled trainer does not cover")
 
     def _add_conv(self, name: str, m: nn.Conv2d) -> None:
         if len(self._shape) != 3 or self._shape[0] != m.in_channels:
-            raise _Uncovered(f"layer {name} takes {m.in_channels} channels, not an input of shape {self._shape}")
+            raise Uncovered(f"layer {name} takes {m.in_channels} channels, not an input of shape {self._shape}")
         if m.groups != 1 or m.dilation != (1, 1) or m.padding_mode != "zeros":
-            raise _Uncovered(f"layer {name} has groups, dilation or a padding other than zeros")
-        kernel, stride = _pair(m.kernel_size), _pair(m.stride)
+            raise Uncovered(f"layer {name} has groups, dilation or a padding other than zeros")
+        kernel, stride = pair(m.kernel_size), pair(m.stride)
         if m.padding == "same":
             if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-                raise _Uncovered(f"layer {name} pads one side more than the other")
+                raise Uncovered(f"layer {name} pads one side more than the other")
             padding = (kernel[0] // 2, kernel[1] // 2)
         else:
-            padding = (0, 0) if m.padding == "valid" else _pair(m.padding)
+            padding = (0, 0) if m.padding == "valid" else pair(m.padding)
         places = self._places(name, m.weight, m.bias)
         self._append("conv2d", name, (m.out_channels,), kernel=kernel, stride=stride, padding=padding, **places)
 
     def _add_norm(self, name: str, m: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         wanted = 1 if isinstance(m, nn.BatchNorm1d) else 3
         if len(self._shape) != wanted or self._shape[0] != m.num_features:
-            raise _Uncovered(f"layer {name} takes {m.num_features} channels, not an input of shape {self._shape}")
+            raise Uncovered(f"layer {name} takes {m.num_features} channels, not an input of shape {self._shape}")
         if m.running_mean is None or m.running_var is None or m.momentum is None:
-            raise _Uncovered(f"layer {name} keeps no running average of its statistics")
+            raise Uncovered(f"layer {name} keeps no running average of its statistics")
         places = self._places(name, m.weight, m.bias)
         for key, buffer in (("running_mean", m.running_mean), ("running_var", m.running_var)):
             places[key] = self._buffer_offsets[self._buffers[id(buffer)]]
@@ -329,9 +318,9 @@ class _Builder:
                 continue
             owner = self._parameters.get(id(tensor), "")
             if owner not in self._offsets:
-                raise _Uncovered(f"the {key} of layer {name} is not trained")
+                raise Uncovered(f"the {key} of layer {name} is not trained")
             if owner not in self._unused:
-                raise _Uncovered(f"parameter {owner} is used by more than one layer")
+                raise Uncovered(f"parameter {owner} is used by more than one layer")
             self._unused.discard(owner)
             places[key] = self._offsets[owner]
         return places
@@ -340,139 +329,24 @@ class _Builder:
         before = self._shape
         if kind == "squeeze":
             if before != (1,):
-                raise _Uncovered(f"{name} squeezes a shape of {before}")
+                raise Uncovered(f"{name} squeezes a shape of {before}")
             return
         if kind == "flatten":
             after: tuple[int, ...] = (math.prod(before),)
         elif kind == "conv2d" or kind.endswith("pool2d"):
             if len(before) != 3:
-                raise _Uncovered(f"{name} takes an image, not an input of shape {before}")
+                raise Uncovered(f"{name} takes an image, not an input of shape {before}")
             kernel, stride, padding = settings["kernel"], settings["stride"], settings.get("padding", (0, 0))
             size = [
                 (d + 2 * p - k) // s + 1 if s > 0 and d + 2 * p >= k > 0 else 0
                 for d, k, s, p in zip(before[1:], kernel, stride, padding, strict=True)
             ]
             if min(size) < 1:
-                raise _Uncovered(f"{name} leaves nothing of an input of shape {before}")
+                raise Uncovered(f"{name} leaves nothing of an input of shape {before}")
             after = ((outputs or before)[0], *size)
         else:
             after = outputs or before
         if kind != "flatten" and len(before) not in (1, 3):
-            raise _Uncovered(f"{name} takes an input of shape {before}")
+            raise Uncovered(f"{name} takes an input of shape {before}")
         self._layers.append(LayerPlan(kind, name, before, after, **settings))
         self._shape = after
-
-
-def _pair(value: Any) -> Pair:
-    first, second = value if isinstance(value, tuple | list) else (value, value)
-    if type(first) is not int or type(second) is not int:
-        raise _Uncovered(f"{value!r} is not a pair of whole numbers")
-    return first, second
-
-
-def _rate(p: float) -> float:
-    if not 0.0 <= p < 1.0:
-        raise _Uncovered(f"a dropout rate of {p} is not covered")
-    return float(p)
-
-
-def _window(kernel: Any, stride: Any, padding: Any, ceil_mode: bool = False, dilation: Any = 1) -> dict[str, Any]:
-    if ceil_mode or _pair(padding) != (0, 0) or _pair(dilation) != (1, 1):
-        raise _Uncovered("pooling with padding, dilation or rounding up is not covered")
-    return {"kernel": _pair(kernel), "stride": _pair(kernel if stride is None or stride == [] else stride)}
-
-
-def _flatten(start: int = 0, end: int = -1) -> dict[str, Any]:
-    if (start, end) != (1, -1):
-        raise _Uncovered("flatten must keep the batch and nothing else")
-    return {}
-
-
-Read = Callable[[fx.Node, fx.Node], tuple[str, dict[str, Any]]]
-
-
-def _given(node: fx.Node, *names: str) -> dict[str, Any]:
-    """Arguments after the tensor, by name."""
-    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-
-
-def _read_relu(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-    return "relu", {}
-
-
-def _read_flatten(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-    given = _given(node, "start_dim", "end_dim")
-    return "flatten", _flatten(given.get("start_dim", 0), given.get("end_dim", -1))
-
-
-def _read_view(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-    # Only (batch, -1), or (-1, features) with every feature: anything else would mix examples.
-    shape = node.args[1:] if len(node.args) > 2 else tuple(node.args[1])  # type: ignore[arg-type]
-    if len(shape) != 2 or not isinstance(shape[0], fx.Node) or not _is_size(shape[0]) or shape[1] != -1:
-        raise _Uncovered(f"{node.name} is not a reshape to (batch, -1)")
-    if not _reads_batch(shape[0]):
-        raise _Uncovered(f"{node.name} does not keep the batch")
-    return "flatten", {}
-
-
-def _reads_batch(node: fx.Node) -> bool:
-    """Whether a node is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
-    if node.op == "call_method":
-        return tuple(node.args[1:]) == (0,) or node.kwargs.get("dim") == 0
-    source = node.args[0]
-    if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(source, fx.Node):
-        return False
-    if source.op == "call_method":
-        return source.target == "size" and len(source.args) == 1
-    return source.target is getattr and str(source.args[1]) == "shape"
-
-
-def _read_squeeze(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-    if _given(node, "dim").get("dim") not in (-1, 1):
-        raise _Uncovered(f"{node.name} must squeeze the last dimension alone")
-    return "squeeze", {}
-
-
-def _read_dropout(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-    given, twin_given = _given(node, "p", "training"), _given(twin, "p", "training")
-    if given.get("training", True) is not True or twin_given.get("training", True) is not False:
-        raise _Uncovered(f"{node.name} must act in training only: pass training=self.training")
-    return "dropout", {"rate": _rate(given.get("p", 0.5))}
-
-
-def _read_pool(kind: str) -> Read:
-    names = ("kernel_size", "stride", "padding")
-    rest = ("dilation", "ceil_mode", "return_indices") if kind == "maxpool2d" else ("ceil_mode",)
-
-    def read(node: fx.Node, twin: fx.Node) -> tuple[str, dict[str, Any]]:
-        given = _given(node, *names, *rest)
-        if given.pop("return_indices", False) or given.pop("divisor_override", None) is not None:
-            raise _Uncovered(f"{node.name} is not a plain pooling")
-        given.pop("count_include_pad", None)
-        settings = {"stride": None, "padding": 0, **given}
-        settings["kernel"] = settings.pop("kernel_size")
-        return kind, _window(**settings)
-
-    return read
-
-
-_FUNCTIONS: dict[Any, Read] = {
-    F.relu: _read_relu,
-    torch.relu: _read_relu,
-    torch.relu_: _read_relu,
-    torch.flatten: _read_flatten,
-    torch.squeeze: _read_squeeze,
-    torch.reshape: _read_view,
-    F.dropout: _read_dropout,
-    F.max_pool2d: _read_pool("maxpool2d"),
-    torch.max_pool2d: _read_pool("maxpool2d"),
-    F.avg_pool2d: _read_pool("avgpool2d"),
-}
-_METHODS: dict[str, Read] = {
-    "relu": _read_relu,
-    "relu_": _read_relu,
-    "flatten": _read_flatten,
-    "view": _read_view,
-    "reshape": _read_view,
-    "squeeze": _read_squeeze,
-}

@@ -141,7 +141,8 @@ def conv2d_value_gradient(mask: Mask, x: Array, dy: Array, stride: Pair = (1, 1)
 def max_pool(x: Array, kernel: Pair, stride: Pair) -> Array:
     """Largest value in each window of x[N, C, h, w]."""
     size = _output_size((x.shape[2], x.shape[3]), kernel, stride, (0, 0))
-    return np.max([_tap(x, ky, kx, size, stride) for ky, kx in _taps(kernel)], axis=0)
+    largest: Array = np.max([_tap(x, ky, kx, size, stride) for ky, kx in _taps(kernel)], axis=0)
+    return largest
 
 
 def max_pool_input_gradient(x: Array, dy: Array, kernel: Pair, stride: Pair) -> Array:

@@ -1,0 +1,370 @@
+"""Every method goes through the same checks, on small networks, with the real engine, simulator and messages."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsparsify import experiment
+from fedsparsify.data import Dataset
+from fedsparsify.federation import Reply, RunDirectory, Transport
+from fedsparsify.federation.engine import Record
+from fedsparsify.layout import ParameterLayout
+from fedsparsify.sparse import available
+from fedsparsify.state import ClientUpdate, Floats, Mask, ModelState, ServerState
+from fedsparsify.wire import Kind, Message, decode, encode
+from tests.algorithms.federations import (
+    ROUNDS,
+    Outcome,
+    Setup,
+    batch_norm_net,
+    bits_of,
+    dense_net,
+    examples,
+    population,
+)
+
+# A new method is one line; it is tried on all networks below.
+METHODS: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "fedavg": {"method": {"name": "fedavg"}},
+    "global": {"method": {"name": "fedsparsify-global"}},
+    "local": {"method": {"name": "fedsparsify-local"}},
+}
+# Another scope or merge rule is one line too; it is tried on the first network.
+VARIANTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "global, per layer": {"method": {"name": "fedsparsify-global"}, "purge": {"scope": "per-layer"}},
+    "global, weights only": {"method": {"name": "fedsparsify-global"}, "purge": {"prunable": "weights"}},
+    "local, per layer": {"method": {"name": "fedsparsify-local"}, "purge": {"scope": "per-layer"}},
+    "local, vote + nonzero": {"method": {"name": "fedsparsify-local", "merge": "majority-nonzero"}},
+    "local, nonzero": {"method": {"name": "fedsparsify-local", "merge": "nonzero"}},
+    "local, average": {"method": {"name": "fedsparsify-local", "merge": "average"}},
+}
+
+# "auto" changes from torch to native kernels as the network shrinks, where these are built.
+NETWORKS = {
+    "dense": (dense_net, "auto"),
+    "batch norm": (batch_norm_net, "torch"),
+    **({"batch norm, native": (batch_norm_net, "native")} if available() else {}),
+}
+
+SETUPS = {
+    f"{name}-{network}": Setup(method, *NETWORKS[network])
+    for name, method in {**METHODS, **VARIANTS}.items()
+    for network in (NETWORKS if name in METHODS else ["dense"])
+}
+every_setup = pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+_runs: dict[int, Outcome] = {}
+
+
+def reference(setup: Setup) -> Outcome:
+    """The run that others are compared with: seed 1, one worker, four clients of whom three take part in a round."""
+    if id(setup) not in _runs:
+        _runs[id(setup)] = setup.run()
+    return _runs[id(setup)]
+
+
+def survivors(setup: Setup, layout: ParameterLayout, sparsity: float, before: Mask) -> int:
+    """How many parameters a purge must leave, counted from the settings: n - floor(s n) in each group."""
+    purge = setup.settings.purge
+    names = [slot for slot in layout.parameters if purge.prunable == "all" or len(slot.shape) > 1]
+    groups = [[slot] for slot in names] if purge.scope == "per-layer" else [names]
+    left = int(np.count_nonzero(before))
+    for group in groups:
+        size = sum(slot.size for slot in group)
+        alive = sum(int(np.count_nonzero(before[slot.span])) for slot in group)
+        left -= alive - min(alive, size - math.floor(sparsity * size))
+    return left
+
+
+def test_every_method_of_the_configurations_is_in_the_table() -> None:
+    assert {tables["method"]["name"] for tables in METHODS.values()} == set(experiment.METHODS)
+
+
+@every_setup
+def test_a_run_goes_through_and_learns(setup: Setup) -> None:
+    run = reference(setup)
+    assert [state.round for state in run.states] == list(range(ROUNDS + 1))
+    assert [len(record["participants"]) for record in run.records] == [0, 3, 3, 3, 3]
+    assert all(record["failures"] == [] for record in run.records)
+    assert run.records[-1]["loss"] < run.records[0]["loss"]
+    assert run.method.name == setup.settings.method.name
+
+
+@pytest.mark.skipif(not available(), reason="the native kernels are not built")
+def test_the_backend_changes_in_the_middle_of_a_run_with_auto() -> None:
+    used = [record["backends"] for record in reference(SETUPS["global-dense"]).records[1:]]
+    assert used == [{"native": 0, "torch": 3}] * 2 + [{"native": 3, "torch": 0}] * 2
+
+
+@every_setup
+def test_a_pruned_parameter_never_comes_back(setup: Setup) -> None:
+    run = reference(setup)
+    for before, after in zip(run.states, run.states[1:], strict=False):
+        assert not (after.model.mask & ~before.model.mask).any()
+        for update in run.updates[after.round].values():
+            assert not (update.model.mask & ~before.model.mask).any()
+    assert run.states[0].model.mask.all()
+
+
+@every_setup
+def test_a_pruned_parameter_is_exactly_zero(setup: Setup) -> None:
+    run = reference(setup)
+    models = [state.model for state in run.states]
+    models += [update.model for updates in run.updates.values() for update in updates.values()]
+    for model in models:
+        assert not model.w[~model.mask].any()
+        assert np.isfinite(model.w).all()
+
+
+@every_setup
+def test_exactly_the_scheduled_number_is_kept_in_every_round(setup: Setup) -> None:
+    run = reference(setup)
+    for t in range(1, ROUNDS + 1):
+        before, after = run.states[t - 1].model.mask, run.states[t].model.mask
+        sparsity = run.method.schedule(t) if run.method.schedule else 0.0
+        wanted = survivors(setup, run.layout, sparsity, before)
+        sent = [int(np.count_nonzero(update.model.mask)) for update in run.updates[t].values()]
+        if run.method.exact:
+            assert np.count_nonzero(after) == wanted
+            assert sent == [np.count_nonzero(before)] * 3  # clients do not prune
+        else:
+            assert sent == [wanted] * 3
+            assert np.count_nonzero(after) <= sum(sent)
+        assert run.records[t]["nonzero"] == np.count_nonzero(after)
+    if run.method.schedule:
+        assert run.method.schedule(ROUNDS) == 0.75
+        assert np.count_nonzero(run.states[-1].model.mask) < 0.6 * run.layout.n
+    else:
+        assert run.states[-1].model.mask.all()
+
+
+@every_setup
+def test_the_same_seed_gives_the_same_bits(setup: Setup) -> None:
+    run, again = reference(setup), setup.run()
+    assert again.bits == run.bits
+    assert again.records == run.records
+    assert setup.run(seed=2, initial_seed=1).bits[1:] != run.bits[1:]
+
+
+class _Killed(Exception):
+    pass
+
+
+class _KilledAfter:
+    """An observer that ends the run when a round is finished."""
+
+    def __init__(self, round: int) -> None:
+        self._round = round
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Go on."""
+
+    def round_done(self, state: ServerState, record: Record) -> None:
+        if state.round == self._round:
+            raise _Killed
+
+
+@every_setup
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_a_resumed_run_gives_the_same_bits(setup: Setup, stopped_after: int, tmp_path: Path) -> None:
+    run, digest = reference(setup), bytes(32)
+    directory = RunDirectory.create(tmp_path / "run", "", {}, digest)
+    directory.expect(run.layout)
+    with pytest.raises(_Killed):
+        setup.run(observers=[directory, _KilledAfter(stopped_after)])
+    directory.close()
+
+    reopened = RunDirectory.open(tmp_path / "run", digest)
+    reopened.expect(run.layout)
+    start = reopened.load()
+    assert start is not None
+    assert bits_of(start) == run.bits[stopped_after]
+    # Another initial model: all that counts must come from the checkpoint.
+    rest = setup.run(start=start, initial_seed=5, observers=[reopened])
+    reopened.close()
+    assert rest.bits == run.bits[stopped_after + 1 :]
+    assert rest.records == run.records[stopped_after + 1 :]
+
+
+class _Shuffling:
+    """Delivers replies in another order than they came in."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self.moved = 0
+
+    def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
+        replies = list(self._inner.exchange(round, clients, broadcast))
+        shuffled = random.Random(round).sample(replies, len(replies))
+        self.moved += shuffled != sorted(replies, key=lambda reply: reply.client)
+        yield from shuffled
+
+
+@every_setup
+def test_the_order_of_replies_changes_no_bit(setup: Setup) -> None:
+    shuffling: list[_Shuffling] = []
+
+    def wrap(inner: Transport) -> Transport:
+        shuffling.append(_Shuffling(inner))
+        return shuffling[0]
+
+    run = setup.run(wrap=wrap)
+    assert shuffling[0].moved >= 2
+    assert run.bits == reference(setup).bits
+    assert run.records == reference(setup).records
+
+
+@every_setup
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_changes_no_bit(setup: Setup, workers: int) -> None:
+    run = setup.run(workers=workers)
+    assert run.bits == reference(setup).bits
+    assert run.records == reference(setup).records
+
+
+@every_setup
+def test_one_client_alone_is_a_federation(setup: Setup) -> None:
+    run = setup.run(clients=population(20), participation=1.0)
+    before = run.states[-2].model.mask
+    sparsity = run.method.schedule(ROUNDS) if run.method.schedule else 0.0
+    # Nobody outvotes it: the number is exact for local purging too.
+    assert np.count_nonzero(run.states[-1].model.mask) == survivors(setup, run.layout, sparsity, before)
+    assert [record["participants"] for record in run.records[1:]] == [[0]] * ROUNDS
+    assert run.records[-1]["client_drift"] is None
+    assert run.records[-1]["mask_overlap"] is None
+    own = run.updates[ROUNDS][0].model
+    mask = run.states[-1].model.mask
+    assert run.states[-1].model.w[mask].tobytes() == own.w[mask].tobytes()
+    assert run.states[-1].model.buffers.tobytes() == own.buffers.tobytes()
+
+
+@every_setup
+def test_a_client_with_one_example_takes_part(setup: Setup) -> None:
+    run = setup.run(clients=population(1, 1, 30), participation=1.0, rounds=2)
+    assert [record["failures"] for record in run.records] == [[], [], []]
+    assert [update.num_examples for update in run.updates[2].values()].count(1) == 2
+    start = run.states[0].model.w
+    assert all(not np.array_equal(update.model.w, start) for update in run.updates[1].values())
+    assert np.isfinite(run.states[-1].model.w).all()
+
+
+def with_nan(update: Message) -> Message:
+    w = update.model.w.copy()
+    w[np.flatnonzero(update.model.mask)[-1]] = np.nan
+    return resent(update, w, update.model.mask)
+
+
+def regrown(update: Message) -> Message:
+    return resent(update, np.ones_like(update.model.w), np.ones_like(update.model.mask))
+
+
+def resent(update: Message, w: Floats, mask: Mask, round: int | None = None, client: int | None = None) -> Message:
+    return Message(
+        Kind.UPDATE,
+        update.round if round is None else round,
+        ModelState(w, mask, update.model.buffers),
+        update.client if client is None else client,
+        update.num_examples,
+        update.metrics,
+    )
+
+
+def as_broadcast(update: Message) -> Message:
+    return Message(Kind.BROADCAST, update.round, update.model, update.client)
+
+
+# What a client may do wrong -> its reply, made of a sound update, and the reason that the record must give.
+REGROWS = "brings pruned parameters back"
+Fault = tuple[Callable[[Message, ParameterLayout], bytes | None], str]
+FAULTS: dict[str, Fault] = {
+    "fails": (lambda u, layout: None, "its machine is gone"),
+    "is cut off": (lambda u, layout: encode(u, layout)[:-1], "checksum:"),
+    "sends nothing": (lambda u, layout: b"", "message: 0 bytes"),
+    "sends NaN": (lambda u, layout: encode(with_nan(u), layout), "values: "),
+    "is late by a round": (
+        lambda u, layout: encode(resent(u, u.model.w, u.model.mask, round=u.round - 1), layout),
+        "header: the update is of round 2, but this is round 3",
+    ),
+    "poses as another": (
+        lambda u, layout: encode(resent(u, u.model.w, u.model.mask, client=u.client + 1), layout),
+        "header: the update says that it comes from client",
+    ),
+    "sends a broadcast": (lambda u, layout: encode(as_broadcast(u), layout), "header: an update was expected"),
+    REGROWS: (lambda u, layout: encode(regrown(u), layout), "mask: "),
+}
+
+
+class _Faulty:
+    """Replaces one client's reply."""
+
+    def __init__(self, inner: Transport, victim: int, replace: Callable[[bytes, bytes], bytes | None]) -> None:
+        self._inner, self._victim, self._replace = inner, victim, replace
+
+    def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
+        for reply in self._inner.exchange(round, clients, broadcast):
+            if reply.client == self._victim and reply.payload is not None:
+                payload = self._replace(reply.payload, broadcast)
+                yield Reply(reply.client, payload, "" if payload is not None else "its machine is gone")
+            else:
+                yield reply
+
+
+@pytest.mark.parametrize(
+    ("setup", "fault"),
+    [
+        pytest.param(setup, fault, id=f"{name}-{fault}")
+        for name, setup in SETUPS.items()
+        for fault in FAULTS
+        if not (fault == REGROWS and name.startswith("fedavg"))  # nothing is pruned, so nothing can come back
+    ],
+)
+def test_a_client_that_goes_wrong_is_named_and_left_out(setup: Setup, fault: str) -> None:
+    run, (replace, reason) = reference(setup), FAULTS[fault]
+    start, layout = run.states[2], run.layout
+    victim = run.records[3]["participants"][1]
+
+    def broken(payload: bytes, broadcast: bytes) -> bytes | None:
+        return replace(decode(payload, layout, decode(broadcast, layout).model.mask), layout)
+
+    hurt = setup.run(start=start, rounds=3, wrap=lambda inner: _Faulty(inner, victim, broken))
+    (failure,) = hurt.records[0]["failures"]
+    assert failure["client"] == victim
+    assert failure["reason"].startswith(reason)
+    assert victim in hurt.records[0]["participants"]
+
+    others = [
+        ClientUpdate(k, 3, message.model, message.num_examples, message.metrics)
+        for k, message in sorted(run.updates[3].items())
+        if k != victim
+    ]
+    assert len(others) == 2
+    assert hurt.bits == [bits_of(run.method.server_update(start, others, 3))]
+    assert hurt.bits[0] != run.bits[3]
+
+
+def _poisoned() -> Dataset:
+    data = examples(9, seed=1)
+    return Dataset(np.full_like(data.x, np.nan), data.y)
+
+
+def _misshapen() -> Dataset:
+    return Dataset(np.ones((9, 1, 5, 7), np.float32), np.zeros(9, np.int64))
+
+
+@every_setup
+@pytest.mark.parametrize("data", [_poisoned, _misshapen])
+def test_a_client_whose_own_training_goes_wrong_is_named_and_left_out(
+    setup: Setup, data: Callable[[], Dataset]
+) -> None:
+    sound = population(12, 15)
+    run = setup.run(clients=[sound[0], data(), sound[1]], participation=1.0, rounds=2)
+    for record, state in zip(run.records[1:], run.states[1:], strict=True):
+        assert [failure["client"] for failure in record["failures"]] == [1]
+        assert record["failures"][0]["reason"]
+        assert np.isfinite(state.model.w).all()
