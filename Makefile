@@ -7,7 +7,8 @@ DEMO_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Bytecode is compiled at first import: PyTorch has thousands of files that no run imports.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 NATIVE := $(wildcard setup.py src/fedsparsify/sparse/*.cpp src/fedsparsify/sparse/*.hpp src/fedsparsify/sparse/*.inc)
 INSTALLED_FROM := pyproject.toml constraints.txt $(NATIVE)
 

@@ -43,10 +43,9 @@ def test_public_functions_return_what_the_contract_says() -> None:
     assert isinstance(schedules.PolynomialSchedule(0.0, 0.9, 1, 4)(2), float)
     mask = purge.magnitude_mask(weights[0], 0.5)
     voted, kept = merge.majority_vote(weights, masks, [1, 2])
-    for vector in (merge.weighted_average(weights, [1, 2]), merge.nonzero_average(weights, masks, [1, 2]), voted):
-        assert (vector.dtype, vector.shape) == (np.float32, (4,))
-    for vector in (mask, kept):
-        assert (vector.dtype, vector.shape) == (np.bool_, (4,))
+    averages = [merge.weighted_average(weights, [1, 2]), merge.nonzero_average(weights, masks, [1, 2]), voted]
+    assert [(w.dtype.name, w.shape) for w in averages] == [("float32", (4,))] * 3
+    assert [(m.dtype.name, m.shape) for m in (mask, kept)] == [("bool", (4,))] * 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from fedsparsify.sparse import available
 from fedsparsify.wire import decode
 from tests.commands import CONFIG, Launcher, alive, call, children, records, wait_until, write_config
 
+Uninterrupted = Callable[[str], Path]
+
 BACKENDS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not available(), reason="no compiled trainer"))]
 
 
-ROUNDS = 150
+ROUNDS = 100
 """More than the kills let pass, on a busy machine too."""
 
 
@@ -30,6 +33,20 @@ ROUNDS = 150
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     with Launcher(tmp_path_factory.mktemp("launcher")) as launcher:
         yield launcher
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Return a function: backend -> the directory of a run of ``ROUNDS`` that nobody disturbed."""
+
+    @cache
+    def run(backend: str) -> Path:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        code, printed = launcher.run("run", config_of(folder, ROUNDS, backend=backend), "--out", folder / "run")
+        assert code == 0, printed
+        return folder / "run"
+
+    return run
 
 
 def config_of(folder: Path, rounds: int, workers: int = 2, backend: str = "torch") -> Path:
@@ -71,12 +88,12 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_twenty_kills_at_random_moments_change_no_bit(backend: str, launcher: Launcher, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_change_no_bit(
+    backend: str, launcher: Launcher, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
     chance = random.Random(20)
     config = config_of(tmp_path, ROUNDS, backend=backend)
-    reference, run = tmp_path / "uninterrupted", tmp_path / "killed"
-    code, printed = launcher.run("run", config, "--out", reference)
-    assert code == 0, printed
+    reference, run = uninterrupted(backend), tmp_path / "killed"
     a_round = sum(record["seconds_round"] for record in records(reference, timed=True)) / ROUNDS
 
     command: tuple[str | Path, ...] = ("run", config, "--out", run)
@@ -141,12 +158,10 @@ def test_a_directory_whose_creation_was_killed_is_no_run_yet(launcher: Launcher,
     ],
 )
 def test_a_stopped_run_says_how_to_go_on_and_does_so_bit_for_bit(
-    stop: Callable[[int], None], backend: str, launcher: Launcher, tmp_path: Path
+    stop: Callable[[int], None], backend: str, launcher: Launcher, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    config = config_of(tmp_path, rounds=60, backend=backend)
-    reference, run = tmp_path / "uninterrupted", tmp_path / "a run"
-    assert launcher.run("run", config, "--out", reference)[0] == 0
-
+    config = config_of(tmp_path, ROUNDS, backend=backend)
+    reference, run = uninterrupted(backend), tmp_path / "a run"
     pid = launcher.start("run", config, "--out", run)
     wait_until(lambda: last_round(run) >= 4, "round 4")
     workers = children(pid)
@@ -156,7 +171,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does_so_bit_for_bit(
     assert code == 130
     assert f"go on with: fedsparsify resume '{run}'\n" in printed
     assert "Traceback" not in printed and "Exception" not in printed
-    assert 4 <= check(run) < 60
+    assert 4 <= check(run) < ROUNDS
     assert not any(map(alive, workers))
     assert not list(run.glob(".*.tmp"))
 

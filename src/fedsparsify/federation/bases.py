@@ -11,6 +11,7 @@ not hold that asks for a full message (:class:`~fedsparsify.wire.BaseError`, :fu
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,7 @@ class Trend:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             change = values - _over(start.indices, start.values, indices)
-            if old is not None:
+            if old is not None and old.values.any():  # before anything moved there is nothing to keep
                 change = _KEPT * _over(old.indices, old.values, indices) + _NEW * change
         return cls(indices, np.nan_to_num(change, copy=False, posinf=0, neginf=0))
 
@@ -63,18 +64,24 @@ class Trend:
         return _over(self.indices, self.values, indices)
 
 
+Arrays = dict[str, NDArray[np.generic]]
+
+
 class ClientMemory:
     """What one client remembers between rounds. Without it a client still works: it is served in full.
 
     Args:
         layout: the network's layout.
         values: how its updates' values travel.
+        initial: the network as this client built it; where the server starts from the same, it is not sent.
     """
 
-    def __init__(self, layout: ParameterLayout, values: ValueCoding = "float32") -> None:
+    def __init__(
+        self, layout: ParameterLayout, values: ValueCoding = "float32", initial: ModelState | None = None
+    ) -> None:
         self._layout = layout
         self._values = values
-        self._base: Base | None = None
+        self._base = None if initial is None else Base.of(0, initial)
         self._own: Trend | None = None
         self._residual: Trend | None = None
         self._trend_known = False
@@ -89,11 +96,13 @@ class ClientMemory:
         message = decode_sparse(broadcast, self._layout, self._base)
         if message.kind != Kind.BROADCAST:
             raise WireError(f"header: a client expects a broadcast, not a message of kind {message.kind.name.lower()}")
-        held = _from_message(message)
-        if message.full:
+        held = Base(message.round, message.size, message.indices, message.values, message.buffers)
+        if message.base_round is None:
             self._own = None
         elif self._base is not None:
-            held = _followed(self._base, held)
+            if self._base.round + 1 == held.round:
+                old = None if self._base.trend is None else Trend(self._base.indices, self._base.trend)
+                held = replace(held, trend=Trend.after(old, self._base, held.indices, held.values).values)
         self._base = held
         self._trend_known = message.trend_known
         return message
@@ -131,14 +140,22 @@ class ClientMemory:
 
     def to_bytes(self) -> bytes:
         """Return all of it as bytes, for another process or a file."""
-        return _pack(self._base, {"own": self._own, "residual": self._residual}, self._trend_known)
+        arrays: Arrays = {"trend_known": np.array(self._trend_known)}
+        if self._base is not None:
+            _put_base(arrays, "base", self._base)
+        for name, trend in (("own", self._own), ("residual", self._residual)):
+            if trend is not None:
+                _put_trend(arrays, name, trend)
+        return _to_bytes(arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes, layout: ParameterLayout, values: ValueCoding = "float32") -> ClientMemory:
         """Restore what :meth:`to_bytes` returned; ``data`` is this client's own and trusted."""
         memory = cls(layout, values)
-        memory._base, trends, memory._trend_known = _unpack(data, layout)
-        memory._own, memory._residual = trends["own"], trends["residual"]
+        arrays = _from_bytes(data)
+        memory._base = _get_base(arrays, "base", layout.n)
+        memory._own, memory._residual = _get_trend(arrays, "own"), _get_trend(arrays, "residual")
+        memory._trend_known = bool(arrays["trend_known"])
         return memory
 
 
@@ -171,6 +188,15 @@ class ServerMemory:
         self._own: dict[int, Trend] = {}  # client -> trend of its updates
         self._uses_own: set[int] = set()
 
+    def begin(self, initial: ModelState, clients: Sequence[int]) -> None:
+        """Suppose that clients built the initial network themselves, from the same settings and seed.
+
+        One that did not asks for a full message: the checksums differ.
+        """
+        self._sent[0] = Base.of(0, initial)
+        self._holds.update(dict.fromkeys(clients, 0))
+        self._since.update(dict.fromkeys(clients, 0))
+
     def write(self, round: int, model: ModelState, clients: Sequence[int]) -> dict[int, bytes]:
         """Encode a round's broadcast, once for each distinct base, and return each client's message.
 
@@ -201,14 +227,11 @@ class ServerMemory:
                 self._since[k] = round
         base = Base.of(round, model)
         before = self._sent.get(round - 1)
-        self._chains = (
-            {}
-            if before is None
-            else {
-                start: Trend.after(self._chains.get(start), before, base.indices, base.values)
-                for start in self._starts(round)
-            }
-        )
+        starts = sorted({self._since[k] for k in clients if self._since[k] < round}, reverse=True)[:_MOST_CHAINS]
+        before = self._sent[round - 1] if starts else base
+        self._chains = {
+            start: Trend.after(self._chains.get(start), before, base.indices, base.values) for start in starts
+        }
         self._sent[round] = base
         return messages
 
@@ -240,14 +263,39 @@ class ServerMemory:
             known.pop(client, None)
         self._uses_own.discard(client)
 
+    def to_bytes(self) -> bytes:
+        """Return all of it as bytes, so that a resumed run sends the very messages that it would have sent."""
+        arrays: Arrays = {}
+        for name, known in (("holds", self._holds), ("since", self._since)):
+            arrays[name] = np.array(sorted(known.items()), np.int64).reshape(-1, 2)
+        arrays["sent"] = np.array(sorted(self._sent), np.int64)
+        for round, base in self._sent.items():
+            _put_base(arrays, f"sent{round}", base)
+        for name, trends in (("chains", self._chains), ("own", self._own)):
+            arrays[name] = np.array(sorted(trends), np.int64)
+            for key, trend in trends.items():
+                _put_trend(arrays, f"{name}{key}", trend)
+        return _to_bytes(arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, layout: ParameterLayout, values: ValueCoding = "float32") -> ServerMemory:
+        """Restore what :meth:`to_bytes` returned; ``data`` is the run's own and trusted."""
+        memory = cls(layout, values)
+        arrays = _from_bytes(data)
+        memory._holds = dict(arrays["holds"].tolist())
+        memory._since = dict(arrays["since"].tolist())
+        bases = {t: _get_base(arrays, f"sent{t}", layout.n) for t in arrays["sent"].tolist()}
+        memory._sent = {t: base for t, base in bases.items() if base is not None}
+        for name, trends in (("chains", memory._chains), ("own", memory._own)):
+            for key in arrays[name].tolist():
+                trend = _get_trend(arrays, f"{name}{key}")
+                if trend is not None:
+                    trends[key] = trend
+        return memory
+
     def _base_of(self, client: int) -> Base | None:
         round = self._holds.get(client)
         return None if round is None else self._sent.get(round)
-
-    def _starts(self, round: int) -> list[int]:
-        """Return the chains that clients of this round's broadcast are in, the most common first."""
-        starts = [s for s in self._since.values() if s < round]
-        return sorted(set(starts), key=lambda s: (-starts.count(s), s))[:_MOST_CHAINS]
 
     def _forget_before(self, round: int) -> None:
         wanted = set(self._holds.values())
@@ -261,3 +309,38 @@ def _over(indices: Indices, values: Floats, wanted: Indices) -> Floats:
         return np.zeros(wanted.shape, np.float32)
     at = np.minimum(np.searchsorted(indices, wanted), indices.size - 1)
     return np.where(indices[at] == wanted, values[at], np.float32(0))
+
+
+def _put_base(arrays: Arrays, name: str, base: Base) -> None:
+    arrays[f"{name}.round"] = np.array(base.round)
+    for part in ("indices", "values", "buffers", "trend"):
+        if getattr(base, part) is not None:
+            arrays[f"{name}.{part}"] = getattr(base, part)
+
+
+def _get_base(arrays: Mapping[str, NDArray[np.generic]], name: str, size: int) -> Base | None:
+    if f"{name}.round" not in arrays:
+        return None
+    parts = [arrays.get(f"{name}.{part}") for part in ("indices", "values", "buffers", "trend")]
+    return Base(int(arrays[f"{name}.round"]), size, *parts)  # type: ignore[arg-type]
+
+
+def _put_trend(arrays: Arrays, name: str, trend: Trend) -> None:
+    arrays[f"{name}.indices"], arrays[f"{name}.values"] = trend.indices, trend.values
+
+
+def _get_trend(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Trend | None:
+    if f"{name}.indices" not in arrays:
+        return None
+    return Trend(arrays[f"{name}.indices"], arrays[f"{name}.values"])  # type: ignore[arg-type]
+
+
+def _to_bytes(arrays: Arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def _from_bytes(data: bytes) -> Arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return dict(archive)

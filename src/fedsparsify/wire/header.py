@@ -136,6 +136,11 @@ class Frame:
     sections: dict[str, Section]
     header_bytes: int
 
+    def section_bytes(self, name: str) -> int:
+        """Return a section's length with its encoding byte and its own length's bytes."""
+        content = self.sections[name][1]
+        return 1 + len(varint(len(content))) + len(content)
+
 
 def write_frame(header: Header, sections: dict[str, Section]) -> bytes:
     """Join header, sections and checksum."""

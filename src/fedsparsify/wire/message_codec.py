@@ -120,6 +120,7 @@ def decode_sparse(data: bytes, layout: ParameterLayout, base: Base | None = None
         read_metrics(*sections["metrics"]),
         _read_memory(*sections["memory"], header),
         header.trend_known,
+        header.base_round,
     )
 
 

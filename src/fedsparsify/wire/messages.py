@@ -75,6 +75,7 @@ class SparseMessage:
         metrics: figures measured by the sender.
         memory: named float32[n] vectors of a checkpoint.
         trend_known: as in :class:`Message`.
+        base_round: round of the base that it was coded against, or None for a full message.
     """
 
     kind: Kind
@@ -88,6 +89,7 @@ class SparseMessage:
     metrics: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, Floats] = field(default_factory=dict)
     trend_known: bool = False
+    base_round: int | None = None
 
     @cached_property
     def model(self) -> ModelState:

@@ -5,7 +5,7 @@ Each coding writes a number's unpredictable bits as they are and entropy-codes t
 - *difference*: bits -> ordered integer (monotone in the number); zigzag of its difference to that of the predicted
   number; the symbol is the difference's bit length, the bits below its leading one are written as they are. *Scaled*
   adds the predicted number's exponent to the symbol: then it is the change's magnitude, which is alike for large and
-  small parameters.
+  small parameters. *Fine* adds the two bits below the leading one as well.
 - *split*: the symbol is the exponent, sign and mantissa are written as they are.
 - bfloat16 has both, on the upper 16 bits; *int8* writes the change in steps of 1/127 of its block's largest.
 
@@ -42,14 +42,18 @@ class Coding(IntEnum):
     SPLIT = 1
     DIFFERENCE = 2
     SCALED = 3
-    BFLOAT16_SPLIT = 4
-    BFLOAT16_DIFFERENCE = 5
-    BFLOAT16_SCALED = 6
-    INT8 = 7
+    FINE = 4
+    BFLOAT16_SPLIT = 5
+    BFLOAT16_DIFFERENCE = 6
+    BFLOAT16_SCALED = 7
+    BFLOAT16_FINE = 8
+    INT8 = 9
 
 
-_NEED_PREDICTION = {Coding.DIFFERENCE, Coding.SCALED, Coding.BFLOAT16_DIFFERENCE, Coding.BFLOAT16_SCALED}
-_BFLOAT16 = {Coding.BFLOAT16_SPLIT, Coding.BFLOAT16_DIFFERENCE, Coding.BFLOAT16_SCALED}
+_FLOAT32_CODINGS = (Coding.SPLIT, Coding.DIFFERENCE, Coding.SCALED, Coding.FINE)
+_BFLOAT16_CODINGS = (Coding.BFLOAT16_SPLIT, Coding.BFLOAT16_DIFFERENCE, Coding.BFLOAT16_SCALED, Coding.BFLOAT16_FINE)
+_NEED_PREDICTION = {*_FLOAT32_CODINGS[1:], *_BFLOAT16_CODINGS[1:]}
+_EQUAL = 255
 _LARGEST_BFLOAT16 = 0x7F7F
 
 
@@ -84,15 +88,15 @@ def encode_values(
         return Coding.INT8, _encode_int8(x, predicted)
     if coding == "bfloat16":
         words, guess = _to_bfloat16(x), None if predicted is None else _to_bfloat16(predicted)
-        names, bits = (Coding.BFLOAT16_SPLIT, Coding.BFLOAT16_DIFFERENCE, Coding.BFLOAT16_SCALED), 16
+        names, bits = _BFLOAT16_CODINGS, 16
         tried = []
     else:
         words, guess = x.view(np.uint32), None if predicted is None else predicted.view(np.uint32)
-        names, bits = (Coding.SPLIT, Coding.DIFFERENCE, Coding.SCALED), 32
+        names, bits = _FLOAT32_CODINGS, 32
         tried = [(Coding.PLAIN, x.astype("<f4", copy=False).tobytes())]
     if guess is not None:
         tried += zip(names[1:], _encode_differences(words, guess, bits), strict=True)
-    if guess is None or len(tried[-1][1]) * 8 > 0.8 * bits * x.size:  # else the difference has won already
+    if guess is None or len(tried[-1][1]) * 8 > 0.75 * bits * x.size:  # else a difference has won already
         tried.append((names[0], _encode_split(words, bits)))
     return min(tried, key=lambda t: len(t[1]))
 
@@ -122,13 +126,13 @@ def decode_values(coding: int, data: bytes, count: int, predicted: Floats | None
         raise WireError(f"{section}: encoding {Coding(coding).name.lower()} where there are no numbers")
     elif coding == Coding.INT8:
         x = _decode_int8(data, count, predicted, section)
-    elif coding in _BFLOAT16:
+    elif coding in _BFLOAT16_CODINGS:
         guess = None if predicted is None else _to_bfloat16(predicted)
-        words = _decode_words(coding, Coding.BFLOAT16_SPLIT, data, count, guess, 16, section)
+        words = _decode_words(_BFLOAT16_CODINGS.index(coding), data, count, guess, 16, section)
         x = (words << np.uint32(16)).view(np.float32)
     else:
         guess = None if predicted is None else predicted.view(np.uint32)
-        x = _decode_words(coding, Coding.SPLIT, data, count, guess, 32, section).view(np.float32)
+        x = _decode_words(_FLOAT32_CODINGS.index(coding), data, count, guess, 32, section).view(np.float32)
     _check_finite(x, section)
     return x
 
@@ -177,15 +181,26 @@ def _exponents(words: Integers, bits: int) -> NDArray[np.int64]:
     return (words >> np.uint32(bits - 9) & np.uint32(0xFF)).astype(np.int64)
 
 
-def _encode_differences(words: Integers, guess: Integers, bits: int) -> tuple[bytes, bytes]:
-    """Return the difference and the scaled encoding; their bit fields are the same."""
+def _encode_differences(words: Integers, guess: Integers, bits: int) -> list[bytes]:
+    """Return the plain difference, the scaled and the fine encoding."""
     difference = (_ordered(words, bits) - _ordered(guess, bits)).view(np.int32)
     zigzag = ((difference << 1) ^ (difference >> 31)).view(np.uint32)
     lengths = _bit_length(zigzag)
-    widths = np.maximum(lengths - 1, 0)
-    fields = pack_fields(zigzag.astype(np.uint64) & ((np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)), widths)
-    scaled = np.where(lengths == 0, 255, (lengths - 1 + _exponents(guess, bits)) % 255)
-    return _framed(lengths.astype(np.uint8), fields), _framed(scaled.astype(np.uint8), fields)
+    scaled = lengths - 1 + _exponents(guess, bits)
+    coarse = _fields(zigzag, np.maximum(lengths - 1, 0))
+    finer = np.maximum(lengths - 3, 0)
+    top = np.where(lengths >= 3, zigzag >> finer.astype(np.uint32) & np.uint32(3), zigzag & (lengths == 2))
+    fine = 4 * (scaled % 63) + top
+    return [
+        _framed(lengths.astype(np.uint8), coarse),
+        _framed(np.where(lengths == 0, _EQUAL, scaled % 255).astype(np.uint8), coarse),
+        _framed(np.where(lengths == 0, _EQUAL, fine).astype(np.uint8), _fields(zigzag, finer)),
+    ]
+
+
+def _fields(zigzag: Integers, widths: NDArray[np.int64]) -> bytes:
+    low = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+    return pack_fields(zigzag.astype(np.uint64) & low, widths)
 
 
 def _framed(symbols: NDArray[np.uint8], fields: bytes) -> bytes:
@@ -193,22 +208,30 @@ def _framed(symbols: NDArray[np.uint8], fields: bytes) -> bytes:
     return varint(len(coded)) + coded + fields
 
 
-def _decode_words(
-    coding: int, split: int, data: bytes, count: int, guess: Integers | None, bits: int, section: str
-) -> Integers:
+def _decode_words(way: int, data: bytes, count: int, guess: Integers | None, bits: int, section: str) -> Integers:
+    """``way`` is 0 split, 1 difference, 2 scaled, 3 fine."""
     reader = Reader(data, section)
     symbols = inflate(reader.take(reader.varint("the length of the symbols")), count, section)
-    if coding == split:
+    if way == 0 or guess is None:
         return _decode_split(symbols, reader, bits)
-    assert guess is not None
-    lengths = symbols.astype(np.int64)
-    if coding == split + 2:
-        lengths = np.where(symbols == 255, 0, (lengths - _exponents(guess, bits)) % 255 + 1)
+    top = np.zeros(1, np.uint64)
+    known = 0  # bits below the leading one that are part of the symbol
+    if way == 1:
+        lengths = symbols.astype(np.int64)
+    elif way == 2:
+        lengths = np.where(symbols == _EQUAL, 0, (symbols - _exponents(guess, bits)) % 255 + 1)
+    else:
+        lengths = np.where(symbols == _EQUAL, 0, ((symbols >> 2) - _exponents(guess, bits)) % 63 + 1)
+        top, known = (symbols & np.uint8(3)).astype(np.uint64), 2
     if int(lengths.max()) > 32:
         raise WireError(f"{section}: a difference of {int(lengths.max())} bits is longer than any number")
-    widths = np.maximum(lengths - 1, 0)
+    widths = np.maximum(lengths - 1 - known, 0)
     zigzag = unpack_fields(reader.rest(), widths, section)
-    zigzag |= (lengths > 0).astype(np.uint64) << widths.astype(np.uint64)
+    leading = np.maximum(lengths - 1, 0).astype(np.uint64)
+    zigzag |= (lengths > 0).astype(np.uint64) << leading
+    if known:
+        top = np.where(lengths > 2, top, top & (lengths == 2))
+        zigzag |= top << widths.astype(np.uint64)
     z = zigzag.astype(np.uint32)
     difference = (z >> np.uint32(1)) ^ (np.uint32(0) - (z & np.uint32(1)))
     keys = _ordered(guess, bits) + difference
