@@ -19,7 +19,7 @@ INSTALLED_FROM := pyproject.toml constraints.txt $(NATIVE)
 help: ## List these targets
 	@echo "Usage: make TARGET [PYTHON=python3.12] [PYTEST_ARGS='-q -n 2'] [DEMO_ARGS='--set run.rounds=5']"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-13s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 setup: $(VENV)/dev.stamp ## Create .venv with the package and all that its tests need
 

@@ -79,8 +79,8 @@ def run(
     from . import experiment
 
     settings = load_settings(config, _overrides(overrides, data_dir))
-    prepared = experiment.prepare(settings, f"{config} with --set" if overrides else str(config))
-    folder = out or _free(Path("runs") / settings.run.name)
+    prepared = experiment.prepare(settings, _place(config, overrides))
+    folder = out or experiment.default_directory(settings.run.name)
     _watch(folder, settings, lambda observers: experiment.start(prepared, folder, observers))
 
 
@@ -126,7 +126,7 @@ def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = N
     try:
         split = experiment.deal(settings)
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(f"{config}: {error}") from error
+        raise ConfigError(f"{_place(config, overrides)}: {error}") from error
     _console().print(_partition_table(split, settings.run.name))
 
 
@@ -240,21 +240,16 @@ def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
     return [*(overrides or []), *([f"data.dir={quoted}"] if data_dir else [])]
 
 
+def _place(config: Path, overrides: list[str] | None) -> str:
+    """Return where settings come from, for messages."""
+    return f"{config} with --set" if overrides else str(config)
+
+
 def _recall(folder: Path, display: ProgressDisplay) -> None:
     """Tell the display of the rounds of a run that is to go on; whether they are sound is for others to say."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             display.recall(json.loads(line))
-
-
-def _free(folder: Path) -> Path:
-    """Return the folder, or the first numbered one that does not exist."""
-    number = 1
-    candidate = folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
 
 
 def _console() -> Console:

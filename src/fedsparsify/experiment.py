@@ -35,7 +35,18 @@ from .state import ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
 
-__all__ = ["METHODS", "Experiment", "Split", "deal", "federate", "make_method", "prepare", "resume", "start"]
+__all__ = [
+    "METHODS",
+    "Experiment",
+    "Split",
+    "deal",
+    "default_directory",
+    "federate",
+    "make_method",
+    "prepare",
+    "resume",
+    "start",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +116,13 @@ def deal(settings: Settings, *, progress: bool = True) -> Split:
     train, test = data.load(settings.data.name, folder, progress)
     clients = settings.federation.clients
     rng = derive(settings.run.seed, "partition")
-    parts = _PARTITIONS[settings.partition.kind](train, clients, rng, settings)
+    if clients > len(train):
+        raise ArgumentError(f"federation.clients = {clients} must be at most {len(train)}, the number of examples")
+    kind = settings.partition.kind
+    try:
+        parts = _PARTITIONS[kind](train, clients, rng, settings)
+    except ArgumentError as error:
+        raise ArgumentError(f'partition.kind = "{kind}": {error}') from error
     return _split([train.take(part) for part in parts], test)
 
 
@@ -160,8 +177,8 @@ def federate(
     model: nn.Module | Callable[[], nn.Module],
     clients: Sequence[object],
     test: object,
-    out: str | Path,
     settings: Mapping[str, Mapping[str, Any]],
+    out: str | Path | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Path:
@@ -173,10 +190,10 @@ def federate(
         clients: one data set a client: an (x, y) pair of arrays or tensors, a map-style torch data set, or a
             :class:`~fedsparsify.data.Dataset`.
         test: the test set, likewise.
-        out: directory of the run.
         settings: tables and keys as in a configuration file (``docs/configuration.md``), but for those that say what
             the other arguments do; ``{"train": {"lr": 0.1}}`` is the least. The method is ``fedsparsify-global`` if
             none is named.
+        out: a new directory for the run; by default ``runs/NAME`` with the name in the settings, numbered if taken.
         resume: go on with the run in ``out``, if there is one.
         observers: are told of every round.
 
@@ -210,10 +227,20 @@ def federate(
         experiment = _assemble(validated, split, module)
     except ArgumentError as error:
         raise ConfigError(f"settings: {error}") from error
-    path = Path(out)
+    path = default_directory(validated.run.name or "federation") if out is None else Path(out)
     if resume and (path / "config.toml").exists():
         return _resume(experiment, path, observers)
     return start(experiment, path, observers)
+
+
+def default_directory(name: str) -> Path:
+    """Return ``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that does not exist."""
+    folder = candidate = Path("runs") / name
+    number = 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def _resume(experiment: Experiment, path: Path, observers: Sequence[Observer]) -> Path:

@@ -51,7 +51,7 @@ class ProgressDisplay:
     def client_done(self, round: int, done: int, total: int) -> None:
         """Advance the bar by a part of a round."""
         if self._live:
-            self._progress.update(self._task, completed=round - 1 + done / total)
+            self._progress.update(self._task, completed=round - 1 + done / (total + 1))  # the last part is the merge
 
     def recall(self, record: Record) -> None:
         """Count in a round that was finished before the run was resumed; the same round may come again."""

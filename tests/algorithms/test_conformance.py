@@ -113,6 +113,19 @@ def test_a_pruned_parameter_never_comes_back(setup: Setup) -> None:
 
 
 @every_setup
+def test_a_pruned_parameter_stays_pruned_among_survivors_that_are_zero_too(setup: Setup) -> None:
+    run = reference(setup)
+    n = run.layout.n
+    # All magnitudes tie, and the pruned ones have the lower indices.
+    start = ModelState(np.zeros(n, np.float32), np.arange(n) >= n // 4, run.states[0].model.buffers)
+    sent = [run.method.client_update(start, 2, lambda model: model) for _ in range(2)]
+    after = run.method.server_update(ServerState(1, start), [ClientUpdate(k, 2, m, 5) for k, m in enumerate(sent)], 2)
+    for model in (*sent, after.model):
+        assert not (model.mask & ~start.mask).any()
+    assert after.round == 2
+
+
+@every_setup
 def test_a_pruned_parameter_is_exactly_zero(setup: Setup) -> None:
     run = reference(setup)
     models = [state.model for state in run.states]

@@ -68,7 +68,7 @@ class RunDirectory:
             RunError: the directory is in use, or cannot be written.
         """
         if path.exists() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
-            remedy = "choose another with --out"
+            remedy = "choose another directory"
             if (path / "config.toml").is_file():
                 remedy += f", or go on with it by fedsparsify resume {path}"
             raise RunError(f"{path} is already in use: {remedy}")

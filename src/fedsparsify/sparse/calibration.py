@@ -181,8 +181,11 @@ def calibrate(*, refresh: bool = False, cache: Path | None = None) -> Calibratio
             known = _measure(key)
         finally:
             torch.set_num_threads(threads)
-        _measured[f"{key} {path}"] = known
-        _write(path, known)
+        # Another process may have measured meanwhile: all must go by one measurement, or their bits could differ.
+        earlier = None if refresh else _read(path, key)
+        if earlier is None:
+            _write(path, known)
+        _measured[f"{key} {path}"] = known = earlier or known
         return known
 
 
