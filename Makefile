@@ -27,7 +27,7 @@ data: ## Get FashionMNIST: from the system, else from its Debian package, else l
 	@scripts/get_data.sh
 
 demo: $(VENV)/run.stamp data ## Train 10 clients on FashionMNIST to 95% sparsity, and write a report
-	@$(WITH_DATA) $(BIN)/fedsparsify run $(DEMO_CONFIG) $(DEMO_ARGS)
+	@$(BIN)/fedsparsify run $(DEMO_CONFIG) $$([ -d data/fashion-mnist ] && echo --data-dir data) $(DEMO_ARGS)
 
 test: lint ## Check style and types, then run all tests
 	@$(WITH_DATA) $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,7 +1,9 @@
 """Federate your own network over your own data.
 
 Three hospitals hold measurements of breast tumours (scikit-learn's breast_cancer data) and may not share them. They
-train one network together, and nine in ten of its parameters are gone in the end. Run: python examples/own_data.py
+train one network together, and nine in ten of its parameters are gone in the end.
+
+Run, with scikit-learn installed: python examples/own_data.py
 """
 
 import numpy as np

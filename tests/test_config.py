@@ -305,7 +305,7 @@ def test_every_key_that_is_a_number_has_its_range_on_the_page() -> None:
 def limit(text: str) -> float:
     """An end of an interval, under the settings that :func:`accepted` uses."""
     known = {"∞": math.inf, "classes": 10, "examples": 1437, "participants": 4, "schedule.initial": 0, "run.rounds": 3}
-    return known[text] if text in known else float(text)
+    return known[text] if text in known else int(text)
 
 
 def accepted(row: Row, value: Any) -> bool:

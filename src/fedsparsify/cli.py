@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,10 @@ def run(
 def resume(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.", show_default=False)],
     workers: Annotated[
-        int | None, typer.Option(help="Processes to use, 0 for one a core; changes no result.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Clients to train at once, 0 for one a core; changes no result.", min=0, max=1024, show_default=False
+        ),
     ] = None,
 ) -> None:
     """Go on with a run that was stopped or killed; the result is the same bit for bit."""
@@ -133,8 +137,8 @@ def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = N
 def _partition_table(split: Split, name: str) -> Table:
     # Numbers head the columns where there are several classes: names would not fit.
     shown = range(len(split.class_names)) if len(split.class_names) <= 20 else range(0)
-    caption = ", ".join(f"{label} {split.class_names[label]}" for label in shown)
-    table = Table(title=f"{name}: examples by client and class", caption=caption, **_PLAIN)
+    named = [f"{label} {split.class_names[label]}" for label in shown if split.class_names[label] != str(label)]
+    table = Table(title=f"{name}: examples by client and class", caption=", ".join(named), **_PLAIN)
     for heading in ("client", *map(str, shown), "examples", "classes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for client, counts in enumerate(split.counts):
@@ -149,8 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
     except FedSparsifyError as error:
         _fail(str(error))
-    except PermissionError as error:
-        _fail(f"{error.filename} cannot be used ({error.strerror}): choose another path, or change its permissions")
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror}): choose another path, or mend this one")
     sys.exit(0)
 
 
@@ -171,10 +175,12 @@ def _main(
 
 def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Path]) -> None:
     """Run with progress; on Ctrl-C or SIGTERM say how to go on; at the end show a table and the report's path."""
-    from . import progress
+    from . import progress, sparse
     from .report import write_report
 
     console = _console()
+    if settings.train.backend == "auto" and not sparse.available():
+        console.print("Training with dense torch: the compiled trainer is not built (reinstall with a C++ compiler).")
     display = progress.ProgressDisplay(settings.run.rounds, console)
     _recall(folder, display)
     observers: list[Any] = [display]
@@ -188,7 +194,8 @@ def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Pat
     except KeyboardInterrupt:
         going_on = ""
         if (folder / "config.toml").exists():
-            going_on = f" All finished rounds are saved; go on with: fedsparsify resume {shlex.quote(str(folder))}"
+            command = "fedsparsify" if shutil.which("fedsparsify") else f"{shlex.quote(sys.executable)} -m fedsparsify"
+            going_on = f" All finished rounds are saved; go on with: {command} resume {shlex.quote(str(folder))}"
         console.print(f"Stopped.{going_on}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(130)
     page = write_report([folder], folder / "report.html")
@@ -236,7 +243,9 @@ def _print_headline(directories: Sequence[Path]) -> None:
 
 
 def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
-    quoted = json.dumps(str(data_dir), ensure_ascii=False)  # JSON's quotes and escapes are TOML's
+    quoted = json.dumps(
+        str(data_dir and data_dir.resolve()), ensure_ascii=False
+    )  # JSON's quotes and escapes are TOML's
     return [*(overrides or []), *([f"data.dir={quoted}"] if data_dir else [])]
 
 

@@ -52,14 +52,14 @@ class _Table(BaseModel):
 class RunTable(_Table):
     """``[run]``: the run as a whole."""
 
-    name: str = ""
+    name: str = Field(default="", pattern=r"^[^/\\]*$")
     """Shown in reports; the configuration file's name if empty."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, le=2**63 - 1)
     """Fixes initial weights, partition, participants, order of examples and dropout."""
     rounds: int = Field(default=200, ge=1, le=1_000_000)
     """T, the number of rounds."""
     workers: int = Field(default=0, ge=0, le=1024)
-    """Processes that train clients; 0 is one a core. Changes no result."""
+    """How many clients train at once (threads or processes); 0 is one a core. Changes no result."""
     tensorboard: bool = False
     """Also log to the run directory for TensorBoard (extra ``tensorboard``)."""
 
@@ -285,6 +285,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "less_than_equal": "at most {le}",
     "model_type": "a table, written [name] above its keys",
+    "string_pattern_mismatch": "without slashes",
     "string_type": "a text in quotes",
 }
 """What a value must be, by pydantic's name of the error."""

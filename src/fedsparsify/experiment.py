@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
-from .sparse import Calibration
+from .sparse import Calibration, targets
 from .state import ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
@@ -244,7 +244,10 @@ def default_directory(name: str) -> Path:
 
 
 def _resume(experiment: Experiment, path: Path, observers: Sequence[Observer]) -> Path:
-    with _simulator(experiment, _recorded_calibration(path)) as simulator:
+    calibration = _recorded_calibration(path)
+    if calibration is None:
+        experiment = replace(experiment, train=replace(experiment.train, backend="torch"))
+    with _simulator(experiment, calibration) as simulator:
         run = RunDirectory.open(path, _digest(experiment, simulator.layout))
         try:
             run.expect(simulator.layout)
@@ -305,14 +308,20 @@ def _simulator(experiment: Experiment, calibration: Calibration | None = None) -
 
 
 def _recorded_calibration(path: Path) -> Calibration | None:
-    """Return the figures that a run chose its backends by: going on with others would change its bits."""
+    """Return the figures that a run chose its backends by, None for torch alone; others could change its bits."""
     try:
         recorded = json.loads((path / "run.json").read_text())["calibration"]
-        return None if recorded is None else Calibration.from_json(recorded)
+        calibration = None if recorded is None else Calibration.from_json(recorded)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / 'run.json'} cannot be used ({error}): restore it, or start a new run"
         ) from error
+    if calibration is not None and calibration.target != (targets() or ("none",))[0]:
+        raise CheckpointError(
+            f"{path} was trained by native kernels for {calibration.target}, but this machine has"
+            f" {(targets() or ('none',))[0]}: go on where it was started, or start a new run"
+        )
+    return calibration
 
 
 def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment:
@@ -351,6 +360,13 @@ def _choose(name: str, known: Mapping[str, Any], place: str) -> Any:
 
 
 def _split(clients: Sequence[Dataset], test: Dataset) -> Split:
+    for index, client in enumerate(clients):
+        for what, ours, theirs in (("inputs", client.x, test.x), ("labels", client.y, test.y)):
+            if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
+                raise ArgumentError(
+                    f"the {what} of client {index} are {ours.dtype}{list(ours.shape[1:])}, those of the test set"
+                    f" {theirs.dtype}{list(theirs.shape[1:])}: bring them to one shape and type"
+                )
     classes = max(test.num_classes, *(c.num_classes for c in clients)) if len(clients) else 0
     if not classes:
         return Split(clients, test, ("examples",), [[len(c)] for c in clients])

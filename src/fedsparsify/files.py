@@ -50,6 +50,7 @@ def _sync_folder(folder: Path) -> None:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        with suppress(OSError):  # some network file systems cannot; the file itself is safe
+            os.fsync(handle)
     finally:
         os.close(handle)

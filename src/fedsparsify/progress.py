@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from .federation.engine import Record
 from .state import ServerState
@@ -34,9 +35,10 @@ class ProgressDisplay:
         self._progress = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the one to give way where columns are few
             TextColumn("{task.fields[status]}"),
             console=console,
+            expand=True,
             disable=not self._live,
         )
         self._task = self._progress.add_task("rounds", total=rounds, status="starting")
@@ -85,8 +87,9 @@ class ProgressDisplay:
 
 
 def _status(record: dict[str, Any], sent: int) -> str:
-    score = f"accuracy {record['accuracy']:.4f}" if "accuracy" in record else f"mae {record['mae']:.4f}"
-    return f"{score}  sparsity {record['sparsity']:.4f}  {describe_bytes(sent)} sent"
+    name = "accuracy" if "accuracy" in record else "mae"
+    score = "-" if record[name] is None else f"{record[name]:.4f}"  # None where it is not finite
+    return f"{name} {score}  sparsity {record['sparsity']:.4f}  {describe_bytes(sent)} sent"
 
 
 def describe_bytes(count: int) -> str:

@@ -81,7 +81,8 @@ def epochs_of(data: Dataset, epochs: int, rng: np.random.Generator) -> Iterator[
             yield data, order
         else:
             shuffled = data.take(order)
-            yield Dataset(data.augment(shuffled.x, rng), shuffled.y), np.arange(len(data))
+            x = np.ascontiguousarray(data.augment(shuffled.x, rng), np.float32)
+            yield Dataset(x, shuffled.y), np.arange(len(data))
 
 
 class Tuner:

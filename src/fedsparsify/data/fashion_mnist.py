@@ -40,6 +40,7 @@ SOURCE = files.Source(
     },
 )
 
+
 def load(data_dir: Path | None = None, progress: bool = True, source: files.Source = SOURCE) -> tuple[Dataset, Dataset]:
     """Return ``(train, test)``: x float32[N, 1, 28, 28] in [0, 1], y int64[N] in 0..9.
 

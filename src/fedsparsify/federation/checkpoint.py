@@ -76,6 +76,9 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _hold(path)
+            if (path / "config.toml").exists():  # another process was faster
+                lock.release()
+                raise RunError(f"{path} is already in use: choose another directory")
         except OSError as error:
             _undo(path, missing)
             raise RunError(f"{path} cannot be created ({error.strerror}): choose another directory") from error

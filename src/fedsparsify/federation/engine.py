@@ -6,6 +6,7 @@ The engine knows neither how bytes travel (:mod:`.transport`) nor what a method 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Federation:
 
     def _record(self, state: ServerState, started: float, round: _Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
-        figures = dict(self.evaluate(state.model))
+        figures = {k: v if math.isfinite(v) else None for k, v in self.evaluate(state.model).items()}
         return {
             "round": state.round,
             **figures,
@@ -179,7 +180,8 @@ class _Round:
             reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
             raise TooFewClientsError(
                 f"round {self._t}: {usable} of {len(self.replies)} participants returned a usable update, but"
-                f" federation.min_clients = {self._federation.min_clients} ({reasons or 'too few take part'})"
+                f" federation.min_clients = {self._federation.min_clients} ({reasons or 'too few take part'}):"
+                " mend the clients, then resume"
             )
 
     def _decode(self, reply: Reply) -> ClientUpdate:

@@ -74,6 +74,11 @@ class Calibration:
     conv: LayerTimes
     torch_step: float
 
+    @property
+    def target(self) -> str:
+        """The instruction set that was measured, one of :func:`targets`."""
+        return self.key.split(" | ")[1]
+
     def times(self, layer: LayerPlan) -> LayerTimes:
         """The times that hold for a layer."""
         return self.linear if layer.kind == "linear" else self.conv
@@ -100,7 +105,9 @@ class Calibration:
             raise ArgumentError(f"not a calibration: {e!r}") from e
         figures = [v for t in times.values() for v in (t.torch, t.dense, *t.sparse)]
         lengths = {len(out.densities), *(len(t.sparse) for t in times.values())}
-        if len(lengths) != 1 or not out.densities or any(not 0 < v < math.inf for v in figures):
+        sound = list(out.densities) == sorted(out.densities) and out.key.count(" | ") == 2
+        sound = sound and 0 <= out.torch_step < math.inf
+        if len(lengths) != 1 or not out.densities or not sound or any(not 0 < v < math.inf for v in figures):
             raise ArgumentError("not a calibration: its figures are incomplete or not positive")
         return out
 

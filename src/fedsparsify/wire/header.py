@@ -117,9 +117,7 @@ class Header:
             raise WireError(f"header: flags {flags:#04x} in a message of kind {name}")
         if kind == Kind.NEED_FULL and k:
             raise WireError(f"header: {k} survivors in a message of kind {name}")
-        return cls(
-            Kind(kind), layout, round, client, examples, n, b, k, bool(flags & _TREND_KNOWN), *reference
-        )
+        return cls(Kind(kind), layout, round, client, examples, n, b, k, bool(flags & _TREND_KNOWN), *reference)
 
 
 @dataclass(frozen=True, eq=False)
