@@ -23,7 +23,7 @@ from fedsparsify.report import load_run
 from fedsparsify.version import __version__
 from tests.commands import CONFIG, ROOT, call, contents, records, write_config
 
-COMMAND = [sys.executable, "-c", "from fedsparsify.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "fedsparsify"]
 FILES = {"config.toml", "run.json", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "report.html"}
 
 
@@ -70,7 +70,8 @@ def test_what_is_set_is_what_runs_and_is_kept(config: Path) -> None:
     arguments = ("--set", "run.rounds=2", "--set", "schedule.final=0.5", "--set", "run.rounds=1", "--data-dir", "it's")
     assert call("run", config, "--out", "run", *arguments).code == 0
     kept = tomllib.loads((config.parent / "run" / "config.toml").read_text())
-    assert (kept["run"]["rounds"], kept["schedule"]["final"], kept["data"]["dir"]) == (1, 0.5, "it's")
+    assert (kept["run"]["rounds"], kept["schedule"]["final"]) == (1, 0.5)
+    assert kept["data"]["dir"] == str(config.parent / "it's")
     assert kept["run"]["name"] == "tiny"
     assert records(config.parent / "run")[-1]["sparsity"] == pytest.approx(0.5, abs=0.01)
 
@@ -191,7 +192,16 @@ def test_help_names_a_configuration_and_a_page_that_are_there() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("run",), ("run", "a.toml", "b.toml"), ("run", "a.toml", "--speed", "3"), ("fly",), ("report",), ("resume",)],
+    [
+        (),
+        ("run",),
+        ("run", "a.toml", "b.toml"),
+        ("run", "a.toml", "--speed", "3"),
+        ("fly",),
+        ("report",),
+        ("resume",),
+        ("resume", "x", "--workers", "-1"),
+    ],
 )
 def test_a_command_that_cannot_be_understood_exits_with_two_and_help(arguments: tuple[str, ...]) -> None:
     outcome = call(*arguments)
@@ -301,7 +311,7 @@ def test_a_terminal_shows_a_live_bar_and_ctrl_c_stops_with_the_command_that_goes
     assert re.search(r"round +\d+/100000 [━╸╺ ]+accuracy 0\.\d{4}  sparsity 0\.\d{4}  [\d.]+ [kM]?B sent", shown.text)
     assert not re.search(r"^round \d+/\d+  accuracy", shown.text, re.MULTILINE), "lines are for files"
     last = " ".join(shown.text.split("Stopped.")[1].split())
-    assert last == "All finished rounds are saved; go on with: fedsparsify resume 'a run'"
+    assert re.fullmatch(r"All finished rounds are saved; go on with: .*fedsparsify resume 'a run'", last)
     assert "Traceback" not in shown.text
     assert len(records(config.parent / "a run")) >= 2
 

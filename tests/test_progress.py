@@ -50,6 +50,8 @@ def test_a_regression_shows_its_error() -> None:
     del values["accuracy"]
     display.round_done(state(0), {**values, "mae": 4.25})
     assert "mae 4.2500" in out.getvalue() and "accuracy" not in out.getvalue()
+    display.round_done(state(1), {**values, "mae": None})  # it was not finite
+    assert "mae -  " in out.getvalue()
 
 
 def test_a_client_that_is_left_out_is_named_in_one_line_without_markup() -> None:

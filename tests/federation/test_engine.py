@@ -188,7 +188,7 @@ def test_too_few_usable_updates_stop_the_run_after_the_round_before() -> None:
         federation(Scripted(global_method(), faults), min_clients=3).run(start(), [log])
     assert str(stop.value) == (
         "round 3: 2 of 4 participants returned a usable update, but federation.min_clients = 3"
-        " (client 0: out of order; client 2: out of order)"
+        " (client 0: out of order; client 2: out of order): mend the clients, then resume"
     )
     assert [record["round"] for record in log.records] == [0, 1, 2]
     # From the state that is kept, the run goes on as if nothing had happened.
