@@ -30,7 +30,7 @@ from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
-from .sparse import Calibration, targets
+from .sparse import Calibration, processor, targets
 from .state import ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
@@ -404,22 +404,13 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
         "machine": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "cpu": _cpu(),
+            "cpu": processor(),
             "workers": simulator.workers,
             "workers_are": "threads" if simulator.threads else "processes",
             "backend": simulator.uncovered or "native where it is faster",
             "device": simulator.device,
         },
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 Indices = NDArray[np.int64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def test_no_rounds_yet(make_run: MakeRun, content: str | None) -> None:
         load_run(run)
 
 
+def test_a_score_that_is_not_finite_is_recorded_as_null_and_read_as_nan(make_run: MakeRun) -> None:
+    run = make_run(rounds=3)
+    edit_line(run, 3, set_keys(accuracy=None))
+    assert math.isnan(load_run(run).rounds[2].score)
+
+
 @pytest.mark.parametrize(
     ("line", "edit", "message"),
     [
@@ -87,7 +94,8 @@ def test_no_rounds_yet(make_run: MakeRun, content: str | None) -> None:
         (3, set_keys(round=1), r"line 3: round 1 follows round 1"),
         (3, set_keys(round=-1), r"line 3: round must be a whole number from 0 on, not -1"),
         (3, set_keys(round=True), r"line 3: round must be a whole number"),
-        (3, set_keys(accuracy=None), r"line 3: accuracy is missing"),
+        (3, set_keys(sparsity=None), r"line 3: sparsity is missing"),
+        (3, lambda line: line.replace('"accuracy"', '"precision"'), r"line 3: accuracy is missing"),
         (3, set_keys(accuracy="high"), r"line 3: accuracy must be a number, not high"),
         (3, set_keys(sparsity=10**400), r"line 3: sparsity must be a number"),
         (3, set_keys(nonzero=1.5), r"line 3: nonzero must be a whole number"),

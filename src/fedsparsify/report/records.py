@@ -223,7 +223,8 @@ def _round(fields: _Fields, metric: Metric) -> RoundRecord:
         )
     return RoundRecord(
         round=number,
-        score=fields.need(fields.number, metric),
+        # A diverged model has no number to show, but its run has a report all the same.
+        score=math.nan if fields.values.get(metric, 0) is None else fields.need(fields.number, metric),
         sparsity=fields.need(fields.number, "sparsity"),
         nonzero=fields.need(fields.integer, "nonzero"),
         participants=len(fields.list("participants")),

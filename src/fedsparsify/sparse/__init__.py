@@ -6,7 +6,7 @@ Nothing in here knows about rounds, clients or servers. Without a compiler the e
 
 from __future__ import annotations
 
-from .calibration import Calibration, Choice, LayerBackend, LayerTimes, calibrate, choose
+from .calibration import Calibration, Choice, LayerBackend, LayerTimes, calibrate, choose, processor
 from .modules import SparseConv2d, SparseLinear, densify, sparsify_module
 from .native import available, targets
 from .plan import LayerPlan, Loss, NetworkPlan, plan_network, why_uncovered
@@ -29,6 +29,7 @@ __all__ = [
     "densify",
     "plan_network",
     "predict",
+    "processor",
     "sparsify_module",
     "targets",
     "why_uncovered",

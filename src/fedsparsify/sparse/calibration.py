@@ -31,7 +31,7 @@ from ..state import Mask
 from .native import available, require_native
 from .plan import LayerPlan, NetworkPlan, plan_network
 
-__all__ = ["Calibration", "Choice", "LayerBackend", "LayerTimes", "calibrate", "choose"]
+__all__ = ["Calibration", "Choice", "LayerBackend", "LayerTimes", "calibrate", "choose", "processor"]
 
 LayerBackend = Literal["sparse", "dense"]
 _VERSION = 1
@@ -174,7 +174,7 @@ def calibrate(*, refresh: bool = False, cache: Path | None = None) -> Calibratio
         ArgumentError: the extension is not built.
     """
     native = require_native()
-    key = f"{_processor()} | {native.targets()[0]} | {native.version}.{_VERSION}"
+    key = f"{processor()} | {native.targets()[0]} | {native.version}.{_VERSION}"
     path = cache or _cache_file()
     with _lock:
         if not refresh:
@@ -206,14 +206,15 @@ def _cache_file() -> Path:
     return base / "fedsparsify" / "calibration.json"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name, or on systems that have none the numbers that identify it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    parts = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields]  # 64-bit Arm
+    return fields.get("model name") or " ".join([platform.machine(), *parts])
 
 
 def _read(path: Path, key: str) -> Calibration | None:
