@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": CONFIG,
     "progress": CONFIG,
     "experiment": CONFIG | {"config"},
-    "report": {"errors"},
+    "report": {"errors", "files"},
     "cli": CONFIG | {"config", "experiment", "progress", "report"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "experiment", "report"},

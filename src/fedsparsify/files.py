@@ -8,29 +8,38 @@ from pathlib import Path
 
 from .errors import RunError
 
-__all__ = ["remove_leftovers", "write_atomically"]
+__all__ = ["remove_leftovers", "replace_file", "write_atomically"]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new one, never a part.
 
     Only one thread of a process may write the same path at a time.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written; the old file is untouched.
+        OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):  # it was renamed, or there is no folder
-                os.unlink(temporary)
-        _sync_folder(path.parent)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # it was renamed, or there is no folder
+            os.unlink(temporary)
+    _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file of a run, see :func:`replace_file`.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    try:
+        replace_file(path, content)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror or error}); the last state is kept: make room or mend the"

@@ -80,7 +80,7 @@ class _Sums:
 
 
 def average_of(contributions: Iterable[Contribution]) -> tuple[Floats, Mask]:
-    """W = sum p_k w_k with p_k = n_k / sum n_j; zeros count; a parameter stays if anyone kept it."""
+    """Average: w = sum p_k w_k with p_k = n_k / sum n_j; zeros count; a parameter stays if anyone kept it."""
     sums = _Sums(contributions, by_position=False)
     return sums.average(), sums.union
 

@@ -1,7 +1,8 @@
 """Run records -> tables, plots and one HTML page.
 
 Lives here: everything that reads a run directory after the fact. Reads files only and imports nothing of the package
-but its errors, so that a report can be made of a run of any version, and of one that is still going on.
+but its errors and the writing of a file, so that a report can be made of a run of any
+version, and of one that is still going on.
 """
 
 from __future__ import annotations

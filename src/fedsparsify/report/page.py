@@ -8,10 +8,8 @@ anything.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedsparsify.errors import RunError
+from fedsparsify.files import replace_file
 from fedsparsify.report.figures import all_figures
 from fedsparsify.report.plots import run_keys
 from fedsparsify.report.records import Failure, Run, load_run
@@ -48,19 +47,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     page = render([load_run(path) for path in runs]).encode("utf-8")
     out = Path(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
+        replace_file(out, page)
     except OSError as error:
         raise RunError(f"{out}: the report cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return out
 
 
