@@ -34,6 +34,7 @@ __all__ = [
     "ScheduleTable",
     "Settings",
     "TrainTable",
+    "WireTable",
     "load_settings",
     "parse_overrides",
     "settings_from",
@@ -144,6 +145,15 @@ class PurgeTable(_Table):
     """``all``, or ``weights`` to leave biases and batch-norm parameters alone."""
 
 
+class WireTable(_Table):
+    """``[wire]``: how models travel."""
+
+    uplink: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How clients round their updates: not at all, or the change since the broadcast to ``bfloat16`` or ``int8``."""
+    link_memory: int = Field(default=512, ge=0, le=2**20)
+    """Megabytes the server may spend on remembering what clients hold; less of it makes messages larger."""
+
+
 class TrainTable(_Table):
     """``[train]``: local training, SGD."""
 
@@ -177,6 +187,7 @@ class Settings(_Table):
     schedule: ScheduleTable = ScheduleTable()
     purge: PurgeTable = PurgeTable()
     train: TrainTable
+    wire: WireTable = WireTable()
 
     def to_toml(self) -> str:
         """Return the complete settings, defaults written out."""
@@ -186,9 +197,12 @@ class Settings(_Table):
     def digest(self) -> bytes:
         """32 bytes that two settings share only if the same results are expected of them.
 
-        Where the data lie, how many workers there are and what the run is called change no result.
+        Where the data lie, how many workers there are, what the run is called and how much is remembered change no
+        result.
         """
-        plain = self.model_dump(exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}})
+        plain = self.model_dump(
+            exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}, "wire": {"link_memory"}}
+        )
         return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).digest()
 
 

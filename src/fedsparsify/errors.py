@@ -7,6 +7,7 @@
     |-- ConfigError                           a configuration key is unknown, mistyped or out of range
     |-- DataError                             a data file is missing, truncated or not what it should be
     |-- WireError                             a message is malformed, or belongs to another model or round
+    |   `-- StaleReferenceError               a message refers to a model that its receiver does not hold
     |-- RunError                              a run directory cannot be used or written
     |   `-- CheckpointError                   a checkpoint is missing, damaged or of another configuration
     |-- FederationError                       a round cannot go on
@@ -28,6 +29,7 @@ __all__ = [
     "FederationError",
     "MissingExtraError",
     "RunError",
+    "StaleReferenceError",
     "TooFewClientsError",
     "WireError",
 ]
@@ -51,6 +53,10 @@ class DataError(FedSparsifyError):
 
 class WireError(FedSparsifyError):
     """A message cannot be decoded; the message names the section and what is wrong in it."""
+
+
+class StaleReferenceError(WireError):
+    """A message refers to a model that its receiver does not hold, or no longer; one that refers to nothing helps."""
 
 
 class RunError(FedSparsifyError):

@@ -284,6 +284,7 @@ def _drive(
         seed=settings.run.seed,
         participation=settings.federation.participation,
         min_clients=settings.federation.min_clients,
+        link_memory=settings.wire.link_memory << 20,
     )
     with ExitStack() as stack:
         stack.callback(run.close)
@@ -304,6 +305,7 @@ def _simulator(experiment: Experiment, calibration: Calibration | None = None) -
         settings.run.seed,
         settings.run.workers,
         calibration,
+        settings.wire.uplink,
     )
 
 

@@ -103,30 +103,48 @@ def majority_nonzero_of(contributions: Iterable[Contribution]) -> tuple[Floats, 
     return np.where(sums.majority, sums.average_of_kept(), np.float32(0)), sums.majority
 
 
-def merge_models(updates: Iterable[ClientUpdate], rule: MergeRule) -> ModelState:
+def merge_models(updates: Iterable[ClientUpdate], rule: MergeRule, within: Mask) -> ModelState:
     """Merge whole models in one pass: parameters and masks by ``rule``, buffers by weighted average.
+
+    A rule works position by position, so it is given the positions of ``within`` only, and costs O(survivors).
 
     Args:
         updates: usable updates in client order; may be a generator that decodes one at a time.
         rule: one of :data:`MERGE_RULES`, or a function like them.
+        within: bool[n], positions that all updates stay within: the mask that was broadcast, or all.
 
     Raises:
-        ArgumentError: there is no update, or their shapes differ.
+        ArgumentError: there is no update, or one has another shape or survivors elsewhere.
     """
+    survivors = np.flatnonzero(within)
+    everywhere = np.ones(len(survivors), np.bool_)
     buffer_sum: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
     examples = 0
 
     def contributions() -> Iterable[Contribution]:
         nonlocal buffer_sum, examples
         for update in updates:
-            weighted = update.num_examples * update.model.buffers.astype(np.float64)
+            model = update.model
+            if model.mask.shape != within.shape:
+                raise ArgumentError(f"the update of client {update.client} has {model.mask.shape} parameters")
+            weighted = update.num_examples * model.buffers.astype(np.float64)
             buffer_sum = weighted if buffer_sum is None else buffer_sum + weighted
             examples += update.num_examples
-            yield update.model.w, update.model.mask, update.num_examples
+            if model.mask is within or np.array_equal(model.mask, within):
+                yield model.values, everywhere, update.num_examples
+                continue
+            mask = model.mask[survivors]
+            if np.count_nonzero(mask) != len(model.values):
+                raise ArgumentError(f"the update of client {update.client} has survivors that were not broadcast")
+            values = np.zeros(len(survivors), np.float32)
+            values[mask] = model.values
+            yield values, mask, update.num_examples
 
-    w, mask = rule(contributions())
+    values, kept = rule(contributions())
     assert buffer_sum is not None  # a rule refuses to merge nothing
-    return ModelState(w, mask, (buffer_sum / examples).astype(np.float32))
+    mask = within.copy()
+    mask[survivors] = kept
+    return ModelState.of_values(values[kept], mask, (buffer_sum / examples).astype(np.float32))
 
 
 def _zip(weights: Sequence[Floats], masks: Sequence[Mask], num_examples: Sequence[int]) -> Iterable[Contribution]:

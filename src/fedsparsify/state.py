@@ -18,19 +18,57 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
 class ModelState:
     """A network at one moment: parameters, which of them survive, and batch-norm statistics.
 
-    Attributes:
+    It may be made from the survivors alone (:meth:`of_values`); whichever of ``w`` and ``values`` is missing is made
+    when it is asked for. Nothing in it may be changed.
+
+    Args:
         w: float32[n], all trainable parameters; exactly 0 where ``mask`` is False.
         mask: bool[n], True for a surviving parameter.
         buffers: float32[b], the floating-point buffers (batch-norm running statistics), never pruned.
     """
 
-    w: Floats
-    mask: Mask
-    buffers: Floats
+    def __init__(self, w: Floats, mask: Mask, buffers: Floats) -> None:
+        self._w: Floats | None = w
+        self._values: Floats | None = None
+        self.mask = mask
+        self.buffers = buffers
+
+    @classmethod
+    def of_values(cls, values: Floats, mask: Mask, buffers: Floats) -> ModelState:
+        """Make a model from float32[k], its survivors in ascending order of position."""
+        model = cls.__new__(cls)
+        model._w, model._values, model.mask, model.buffers = None, values, mask, buffers
+        return model
+
+    @property
+    def w(self) -> Floats:
+        """float32[n], all trainable parameters."""
+        if self._w is None:
+            self._w = self._spread()
+        return self._w
+
+    @property
+    def values(self) -> Floats:
+        """float32[k], the survivors in ascending order of position."""
+        if self._values is None:
+            assert self._w is not None
+            self._values = self._w if self.mask.all() else self._w[self.mask]
+        return self._values
+
+    def at(self, mask: Mask) -> Floats:
+        """Return the parameters at the positions of bool[n]; nothing of size n is kept."""
+        if mask is self.mask:
+            return self.values
+        return (self._spread() if self._w is None else self._w)[mask]
+
+    def _spread(self) -> Floats:
+        assert self._values is not None
+        w = np.zeros(self.mask.shape, np.float32)
+        w[self.mask] = self._values
+        return w
 
     @property
     def nonzero(self) -> int:

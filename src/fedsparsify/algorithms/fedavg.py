@@ -21,6 +21,6 @@ def fedavg() -> Method:
         return tune(model)
 
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
-        return ServerState(t, merge_models(updates, average_of))
+        return ServerState(t, merge_models(updates, average_of, state.model.mask))
 
     return Method("fedavg", client_update, server_update)

@@ -47,7 +47,7 @@ def fedsparsify_global(schedule: Schedule, purge: Purge) -> Method:
         return tune(model)
 
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
-        merged = merge_models(updates, average_of)
+        merged = merge_models(updates, average_of, state.model.mask)
         return ServerState(t, _masked(merged, purge(merged.w, schedule(t), state.model.mask)))
 
     return Method("fedsparsify-global", client_update, server_update, schedule)
@@ -67,7 +67,7 @@ def fedsparsify_local(schedule: Schedule, purge: Purge, merge: MergeRule = major
         return _masked(tuned, purge(tuned.w, schedule(t), model.mask))
 
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
-        return ServerState(t, merge_models(updates, merge))
+        return ServerState(t, merge_models(updates, merge, state.model.mask))
 
     return Method("fedsparsify-local", client_update, server_update, schedule, exact=False)
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..state import Floats, Mask
+from ..state import ModelState
 
 __all__ = ["Alignment"]
 
@@ -16,23 +16,26 @@ class Alignment:
     """Running figures over one round's updates.
 
     Args:
-        w: float32[n], the broadcast parameters that all updates started from.
+        start: the broadcast model that all updates started from.
     """
 
-    def __init__(self, w: Floats) -> None:
-        self._w = w
-        self._directions: NDArray[np.float64] = np.zeros(w.shape, np.float64)
+    def __init__(self, start: ModelState) -> None:
+        self._start = start
+        self._survivors = np.flatnonzero(start.mask)
+        self._directions: NDArray[np.float64] = np.zeros(len(self._survivors), np.float64)
         self._moved = 0
         self._masks: list[NDArray[np.uint8]] = []
 
-    def add(self, w: Floats, mask: Mask) -> None:
-        """Count one client's parameters and mask in; O(n), and n / 8 bytes are kept."""
-        update = w.astype(np.float64) - self._w
+    def add(self, model: ModelState) -> None:
+        """Count one client's model in; O(survivors), and an eighth of a byte is kept for each of the broadcast's."""
+        kept = None if model.mask is self._start.mask else model.mask[self._survivors]
+        values = model.values if kept is None else model.w[self._survivors]
+        update = values.astype(np.float64) - self._start.values
         length = float(np.linalg.norm(update))
         if length > 0:
             self._directions += update / length
             self._moved += 1
-        self._masks.append(np.packbits(mask))
+        self._masks.append(np.packbits(np.ones(len(self._survivors), np.bool_) if kept is None else kept))
 
     @property
     def client_drift(self) -> float | None:

@@ -3,43 +3,120 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+
+import numpy as np
 
 from ..algorithms import Method
 from ..data import Dataset
 from ..errors import WireError
+from ..layout import ParameterLayout
 from ..state import ModelState
 from ..tune import Tuner
-from ..wire import Kind, Message, decode, encode
+from ..wire import Coding, Kind, Message, Reference, decode, encode
+from .links import mean_step, step_between, uplink_reference
 
-__all__ = ["client_round"]
+__all__ = ["Client", "Held", "Received", "receive"]
 
 
-def client_round(broadcast: bytes, *, client: int, data: Dataset, method: Method, tuner: Tuner, seed: int) -> bytes:
-    """Answer one broadcast with an encoded update.
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a client keeps between rounds: a cache, but for the residual of rounded updates.
 
-    Args:
-        broadcast: the server's message.
-        client: index of this client.
+    Attributes:
+        reference: the last broadcast, and the step that led to it; None if there was none.
+        trend: the mean of the client's own last steps; None if unknown.
+        residual: what rounding has kept out of the client's updates so far; None where nothing is rounded.
+    """
+
+    reference: Reference | None = None
+    trend: ModelState | None = None
+    residual: ModelState | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """A decoded broadcast.
+
+    Attributes:
+        message: the broadcast.
+        reference: what the next broadcast may be coded against.
+    """
+
+    message: Message
+    reference: Reference
+
+
+def receive(data: bytes, held: Reference | None, layout: ParameterLayout) -> Received:
+    """Decode a broadcast on a client that may hold an earlier one.
+
+    Raises:
+        StaleReferenceError: it was coded against another one than the client holds.
+        WireError: it is malformed, or no broadcast.
+    """
+    message = decode(data, layout, held)
+    if message.kind != Kind.BROADCAST:
+        raise WireError(f"header: a client expects a broadcast, not a message of kind {message.kind.name.lower()}")
+    drift = step_between(held.model, message.model) if message.refers and held is not None else None
+    return Received(message, Reference(message.model, layout, drift))
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """One client, but for what it keeps between rounds.
+
+    Attributes:
+        index: which one it is.
         data: its examples, which never leave it.
         method: the federated method; the server runs the same one.
         tuner: trains the network on this worker.
         seed: the run's seed.
-
-    Raises:
-        WireError: the broadcast is malformed, or is no broadcast.
+        coding: how its updates are rounded; ``float32`` is not at all.
     """
-    received = decode(broadcast, tuner.layout)
-    if received.kind != Kind.BROADCAST:
-        raise WireError(f"header: a client expects a broadcast, not a message of kind {received.kind.name.lower()}")
-    metrics: dict[str, float] = {}
 
-    def tune(model: ModelState) -> ModelState:
-        started = time.perf_counter()
-        tuned = tuner.tune(model, data, seed=seed, round=received.round, client=client)
-        seconds = time.perf_counter() - started
-        metrics.update(loss=tuned.loss, seconds=seconds, native=float(tuned.backend == "native"))
-        return tuned.model
+    index: int
+    data: Dataset
+    method: Method
+    tuner: Tuner
+    seed: int
+    coding: Coding = "float32"
 
-    model = method.client_update(received.model, received.round, tune)
-    update = Message(Kind.UPDATE, received.round, model, client, len(data), metrics)
-    return encode(update, tuner.layout, base=received.model.mask)
+    def answer(self, received: Received, held: Held) -> tuple[bytes, Held]:
+        """Train on a broadcast.
+
+        Args:
+            received: the broadcast.
+            held: what the client has kept.
+
+        Returns:
+            The encoded update, and what to keep for the next round.
+        """
+        broadcast, layout = received.message, self.tuner.layout
+        metrics: dict[str, float] = {}
+
+        def tune(model: ModelState) -> ModelState:
+            started = time.perf_counter()
+            tuned = self.tuner.tune(model, self.data, seed=self.seed, round=broadcast.round, client=self.index)
+            seconds = time.perf_counter() - started
+            metrics.update(loss=tuned.loss, seconds=seconds, native=float(tuned.backend == "native"))
+            return tuned.model
+
+        start = broadcast.model
+        trained = self.method.client_update(start, broadcast.round, tune)
+        trend = held.trend if broadcast.remember and broadcast.refers else None
+        reference = uplink_reference(start, trend, layout)
+        wanted = trained
+        if self.coding != "float32" and held.residual is not None:
+            wanted = ModelState.of_values(
+                trained.values + held.residual.at(trained.mask), trained.mask, trained.buffers
+            )
+        message = Message(Kind.UPDATE, broadcast.round, wanted, self.index, len(self.data), metrics)
+        update = encode(message, layout, reference, self.coding)
+        sent, residual = wanted, None
+        if self.coding != "float32":
+            sent = decode(update, layout, reference).model
+            left = wanted.values - sent.values
+            residual = ModelState.of_values(left, sent.mask, np.zeros(0, np.float32))
+        if broadcast.remember:
+            trend = mean_step(trend, start, sent)
+        return update, Held(received.reference, trend, residual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +18,19 @@ from ..algorithms import Method
 from ..errors import ArgumentError, TooFewClientsError, WireError
 from ..layout import ParameterLayout
 from ..randomness import derive
-from ..state import ClientUpdate, Mask, ModelState, ServerState
-from ..wire import Kind, Message, decode, encode
+from ..state import ClientUpdate, Floats, ModelState, ServerState
+from ..wire import Kind, decode, requests_full
 from .alignment import Alignment
+from .links import Links
 from .transport import Reply, Transport
 
 __all__ = ["Evaluate", "Federation", "Observer", "Record", "check_federation", "participants"]
 
 # Sums of examples over clients stay exact in float64 and int64.
 _MOST_EXAMPLES = 2**32
+
+# Names in a checkpoint's memory that are the clients', not the method's.
+_CARRIED = "client "
 
 Evaluate = Callable[[ModelState], Mapping[str, float]]
 """Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set."""
@@ -61,6 +65,7 @@ class Federation:
         seed: fixes who takes part.
         participation: fraction of the clients that take part in a round, in (0, 1].
         min_clients: fewest usable updates that a round needs.
+        link_memory: bytes that the server may spend on remembering what clients hold, see :class:`.links.Links`.
     """
 
     method: Method
@@ -72,6 +77,7 @@ class Federation:
     seed: int
     participation: float = 1.0
     min_clients: int = 1
+    link_memory: int = 1 << 29
 
     def run(self, state: ServerState, observers: Sequence[Observer], *, recorded: bool = False) -> ServerState:
         """Run all rounds after ``state.round`` and return the last state.
@@ -85,25 +91,40 @@ class Federation:
             TooFewClientsError: fewer than ``min_clients`` usable updates came back; observers have seen all rounds
                 before.
         """
+        links = Links(self.layout, self.clients, self.link_memory)
         if state.round == 0 and not recorded:
             started = time.perf_counter()
-            _tell(observers, state, self._record(state, started, _Round(self, state, [])))
+            _tell(observers, state, self._record(state, started, _Round(self, links, 0, state.model, [])))
+        self.transport.restore(_carried(state.memory))
         for t in range(state.round + 1, self.rounds + 1):
             started = time.perf_counter()
             chosen = participants(self.seed, t, self.clients, self.participation)
-            broadcast = encode(Message(Kind.BROADCAST, t, state.model), self.layout)
-
-            replies: dict[int, Reply] = {}
-            for reply in self.transport.exchange(t, chosen, broadcast):
-                replies[reply.client] = reply
+            round = _Round(self, links, t, state.model, chosen)
+            for reply in self._exchange(round, links.broadcast(t, state.model, chosen)):
+                round.replies[reply.client] = reply
                 for observer in observers:
-                    observer.client_done(t, len(replies), len(chosen))
-
-            round = _Round(self, state, [replies[k] for k in chosen])
+                    observer.client_done(t, len(round.replies), len(chosen))
             state = self.method.server_update(state, round.usable_updates(), t)
-            round.bytes_down = len(broadcast) * len(chosen)
+            carried = {_CARRIED + name: vector for name, vector in self.transport.carried().items()}
+            state = replace(state, memory={**state.memory, **carried})
             _tell(observers, state, self._record(state, started, round))
         return state
+
+    def _exchange(self, round: _Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        """Send broadcasts and yield the replies; who lacks what a broadcast refers to gets it in full, once."""
+        lacking: dict[int, bytes] = {}
+        round.bytes_down += sum(map(len, broadcasts.values()))
+        for reply in self.transport.exchange(round.t, broadcasts):
+            round.bytes_up += len(reply.payload or b"")
+            if reply.payload is not None and requests_full(reply.payload):
+                lacking[reply.client] = round.links.plain(reply.client)
+            else:
+                yield reply
+        if lacking:
+            round.bytes_down += sum(map(len, lacking.values()))
+            for reply in self.transport.exchange(round.t, lacking):
+                round.bytes_up += len(reply.payload or b"")
+                yield reply
 
     def _record(self, state: ServerState, started: float, round: _Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
@@ -113,10 +134,10 @@ class Federation:
             **figures,
             "sparsity": state.model.sparsity,
             "nonzero": state.model.nonzero,
-            "participants": [reply.client for reply in round.replies],
+            "participants": list(round.chosen),
             "failures": [{"client": client, "reason": why} for client, why in round.failures],
             "bytes_down": round.bytes_down,
-            "bytes_up": sum(len(reply.payload or b"") for reply in round.replies),
+            "bytes_up": round.bytes_up,
             "seconds_train": round.seconds_train,
             "seconds_round": time.perf_counter() - started,
             "client_drift": round.alignment.client_drift,
@@ -147,14 +168,19 @@ def _taking_part(clients: int, participation: float) -> int:
 class _Round:
     """One round's replies, and what is counted while the merge consumes them."""
 
-    def __init__(self, federation: Federation, state: ServerState, replies: Sequence[Reply]) -> None:
+    def __init__(
+        self, federation: Federation, links: Links, t: int, broadcast: ModelState, chosen: Sequence[int]
+    ) -> None:
         self._federation = federation
-        self._t = state.round + 1
-        self._mask: Mask = state.model.mask
-        self.replies = replies
+        self._broadcast = broadcast
+        self.links = links
+        self.t = t
+        self.chosen = chosen
+        self.replies: dict[int, Reply] = {}
         self.failures: list[tuple[int, str]] = []
-        self.alignment = Alignment(state.model.w)
+        self.alignment = Alignment(broadcast)
         self.bytes_down = 0
+        self.bytes_up = 0
         self.seconds_train = 0.0
         self.train_loss = 0.0
         self.examples = 0
@@ -163,14 +189,16 @@ class _Round:
     def usable_updates(self) -> Iterator[ClientUpdate]:
         """Decode one update at a time, in client order, and leave out what cannot be used."""
         usable = 0
-        for reply in self.replies:
+        for k in self.chosen:
             try:
-                update = self._decode(reply)
+                update = self._decode(self.replies[k])
             except WireError as error:
-                self.failures.append((reply.client, str(error)))
+                self.links.forget(k)
+                self.failures.append((k, str(error)))
                 continue
+            self.links.confirm(k, update.model)
             usable += 1
-            self.alignment.add(update.model.w, update.model.mask)
+            self.alignment.add(update.model)
             self.seconds_train += update.metrics.get("seconds", 0.0)
             self.train_loss += update.metrics.get("loss", 0.0) * update.num_examples
             self.examples += update.num_examples
@@ -179,7 +207,7 @@ class _Round:
         if usable < self._federation.min_clients:
             reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
             raise TooFewClientsError(
-                f"round {self._t}: {usable} of {len(self.replies)} participants returned a usable update, but"
+                f"round {self.t}: {usable} of {len(self.chosen)} participants returned a usable update, but"
                 f" federation.min_clients = {self._federation.min_clients} ({reasons or 'too few take part'}):"
                 " mend the clients, then resume"
             )
@@ -187,19 +215,24 @@ class _Round:
     def _decode(self, reply: Reply) -> ClientUpdate:
         if reply.payload is None:
             raise WireError(reply.failure)
-        message = decode(reply.payload, self._federation.layout, base=self._mask)
+        message = decode(reply.payload, self._federation.layout, self.links.reference(reply.client))
         if message.kind != Kind.UPDATE:
             raise WireError(f"header: an update was expected, not a message of kind {message.kind.name.lower()}")
-        if message.round != self._t:
-            raise WireError(f"header: the update is of round {message.round}, but this is round {self._t}")
+        if message.round != self.t:
+            raise WireError(f"header: the update is of round {message.round}, but this is round {self.t}")
         if message.client != reply.client:
             raise WireError(f"header: the update says that it comes from client {message.client}")
         if message.num_examples > _MOST_EXAMPLES:
             raise WireError(f"header: {message.num_examples} examples are more than any client has")
-        regrown = int(np.count_nonzero(message.model.mask & ~self._mask))
+        model, allowed = message.model, self._broadcast.mask
+        regrown = 0 if model.mask is allowed else len(model.values) - int(np.count_nonzero(model.mask & allowed))
         if regrown:
             raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
-        return ClientUpdate(message.client, message.round, message.model, message.num_examples, message.metrics)
+        return ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
+
+
+def _carried(memory: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {name.removeprefix(_CARRIED): v for name, v in memory.items() if name.startswith(_CARRIED)}
 
 
 def _tell(observers: Sequence[Observer], state: ServerState, record: Record) -> None:

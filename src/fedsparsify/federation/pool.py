@@ -1,4 +1,4 @@
-"""Jobs of bytes on all cores: in forked processes, or in threads where the work is native code.
+"""Jobs on all cores: as bytes in forked processes, or in threads where the work is native code.
 
 Forked workers share the data sets' memory with their parent and need nothing pickled, so a user's own networks and
 data (closures included) work as they are. They are for work that holds the interpreter's lock, as a training step of
@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from ..errors import FedSparsifyError
 
 __all__ = ["JobFailure", "Pool", "can_fork", "default_workers"]
 
-Handler = Callable[[bytes], bytes]
+Handler = Callable[[Any], Any]
 
 _DONE, _FAILED = b"\x00", b"\x01"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,8 +51,8 @@ class Pool:
     """Runs a handler on jobs, each in one thread of arithmetic, whatever the number of workers.
 
     Args:
-        handler: bytes -> bytes; it must not keep state between jobs that changes its results, and be safe in several
-            threads where ``threads`` is chosen.
+        handler: job -> result, bytes -> bytes where processes work; it must not keep state between jobs that changes
+            its results, and be safe in several threads where ``threads`` is chosen.
         workers: how many; 1 runs jobs in the calling thread.
         threads: work in threads of this process instead of in processes of their own.
 
@@ -73,7 +74,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, jobs: Sequence[bytes]) -> Iterator[tuple[int, bytes | JobFailure]]:
+    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (index of the job, its result or failure) as jobs finish, in any order."""
         if self._inline:
             for index, job in enumerate(jobs):
@@ -126,7 +127,7 @@ class Pool:
         for connection in list(self._workers):
             self._bury(connection)
 
-    def _run_here(self, job: bytes) -> bytes | JobFailure:
+    def _run_here(self, job: Any) -> Any:
         threads = torch.get_num_threads()  # of this thread: torch keeps the number for each
         torch.set_num_threads(1)
         try:

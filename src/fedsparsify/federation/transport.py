@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from ..state import Floats
 
 __all__ = ["Reply", "Transport"]
 
@@ -15,7 +17,7 @@ class Reply:
 
     Attributes:
         client: index of the client that was asked.
-        payload: the encoded update, or None if the client failed.
+        payload: the encoded update, or the request for a broadcast in full, or None if the client failed.
         failure: why there is no payload, in one sentence.
     """
 
@@ -27,9 +29,17 @@ class Reply:
 class Transport(Protocol):
     """Carries one round's messages."""
 
-    def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
-        """Send ``broadcast`` to every client and yield one reply for each, in any order.
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        """Send every client its broadcast and yield one reply for each, in any order.
 
         A client that fails or is late yields a reply with a failure; this never raises for it.
         """
+        ...
+
+    def carried(self) -> Mapping[str, Floats]:
+        """Return what clients keep that changes results and would be lost with this process, for the checkpoint."""
+        ...
+
+    def restore(self, carried: Mapping[str, Floats]) -> None:
+        """Give clients back what :meth:`carried` returned."""
         ...

@@ -5,6 +5,18 @@ Nothing here knows how bytes travel, and nothing is imported above errors, layou
 
 from __future__ import annotations
 
-from .codec import SERVER, Kind, Message, decode, encode
+from .codec import SERVER, Kind, Message, decode, encode, request_full, requests_full
+from .floats import Coding
+from .reference import Reference
 
-__all__ = ["SERVER", "Kind", "Message", "decode", "encode"]
+__all__ = [
+    "SERVER",
+    "Coding",
+    "Kind",
+    "Message",
+    "Reference",
+    "decode",
+    "encode",
+    "request_full",
+    "requests_full",
+]

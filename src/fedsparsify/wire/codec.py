@@ -1,8 +1,7 @@
-"""Models as bytes, and back, as ``FORMAT.md`` beside this file specifies."""
+"""Messages as bytes, and back, as ``FORMAT.md`` beside this file specifies."""
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -11,21 +10,29 @@ from enum import IntEnum
 
 import numpy as np
 
-from ..errors import ArgumentError, WireError
+from ..errors import ArgumentError, StaleReferenceError, WireError
 from ..layout import ParameterLayout
-from ..state import Floats, Mask, ModelState
+from ..state import Floats, ModelState
+from .floats import Coding, decode_floats, encode_floats
+from .masks import decode_mask, encode_mask
+from .reader import Reader
+from .reference import LEANS, Reference
+from .varint import pack_varint
 
-__all__ = ["SERVER", "Kind", "Message", "decode", "encode"]
+__all__ = ["SERVER", "Kind", "Message", "decode", "encode", "request_full", "requests_full"]
 
-SERVER = 0xFFFFFFFF
+SERVER = -1
 """The ``client`` of messages that the server sends."""
 
 _MAGIC = b"FSPM"
-_VERSION = 1
-_HEADER = struct.Struct("<4sBBBBII8sQQQQIHH")
+_VERSION = 2
+_HEADER = struct.Struct("<4sBB8sIB")  # magic, version, kind, layout, reference, lean
 _CHECKSUM = struct.Struct("<I")
-_FLOAT64 = struct.Struct("<d")
-_FULL, _BITMAP, _AS_BASE = range(3)
+_FLOAT32 = struct.Struct("<f")
+_REMEMBER = 0x80  # beside the lean
+_METRIC_NAMES = ("", "loss", "seconds", "native")  # by their codes; code 0 is followed by a name
+
+_SAMPLES = 4096
 
 
 class Kind(IntEnum):
@@ -35,6 +42,7 @@ class Kind(IntEnum):
     UPDATE = 2
     MODEL = 3
     CHECKPOINT = 4
+    REQUEST = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +50,16 @@ class Message:
     """A decoded message.
 
     Attributes:
-        kind: what it is for.
+        kind: what it is for; a request asks for a broadcast that refers to nothing, and its own model is empty.
         round: the round it belongs to; 0 before training.
-        model: float32[n] parameters, bool[n] mask, float32[b] buffers.
+        model: parameters, mask and buffers.
         client: index of the sending client, or :data:`SERVER`.
         num_examples: size of the client's data in an update, else 0.
-        metrics: figures measured by the sender.
+        metrics: figures measured by the sender, in float32.
         memory: named float32[n] vectors of a checkpoint.
+        remember: in a broadcast, that the server keeps the mean of each client's steps for the next update to be
+            coded against, and clients are to do the same.
+        refers: whether it was coded against something that its reader holds; set by :func:`decode`.
     """
 
     kind: Kind
@@ -58,178 +69,163 @@ class Message:
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, Floats] = field(default_factory=dict)
+    remember: bool = False
+    refers: bool = False
 
 
-def encode(message: Message, layout: ParameterLayout, base: Mask | None = None) -> bytes:
-    """Encode a message.
+def encode(
+    message: Message, layout: ParameterLayout, reference: Reference | None = None, coding: Coding = "float32"
+) -> bytes:
+    """Encode a message, each section in the smallest of its encodings.
 
     Args:
         message: what to send.
-        layout: the network's layout; only its digest travels.
-        base: bool[n], the mask that the receiver already holds; an equal mask is then not sent again.
+        layout: the network's layout; only its digest and its number of parameters travel.
+        reference: what the receiver holds already.
+        coding: of the parameters; buffers and memory are never rounded.
 
     Raises:
         ArgumentError: the model does not fit the layout, or a name is not 1 to 64 ASCII characters.
     """
     model = message.model
-    if model.w.shape != (layout.n,) or model.mask.shape != (layout.n,) or model.buffers.shape != (layout.b,):
+    if model.mask.shape != (layout.n,) or model.buffers.shape != (layout.b,):
         raise ArgumentError(
-            f"a model of {model.w.shape} parameters, {model.mask.shape} mask positions and {model.buffers.shape}"
-            f" buffers does not fit a network of {layout.n} parameters and {layout.b} buffers"
+            f"a model of {model.mask.shape} parameters and {model.buffers.shape} buffers does not fit a network of"
+            f" {layout.n} parameters and {layout.b} buffers"
         )
-    nonzero = model.nonzero
-    reference = 0
-    mask_bytes = b""
-    if base is not None and np.array_equal(base, model.mask):
-        encoding, reference = _AS_BASE, _crc(base)
-    elif nonzero == layout.n:
-        encoding = _FULL
-    else:
-        encoding, mask_bytes = _BITMAP, np.packbits(model.mask, bitorder="little").tobytes()
-    values = model.w if nonzero == layout.n else model.w[model.mask]
+    known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
+    lean = 0 if reference is None or coding != "float32" else _best_lean(model, reference)
     parts = [
         _HEADER.pack(
-            *(_MAGIC, _VERSION, message.kind, encoding, 0, message.round, message.client),
-            *(_digest(layout), layout.n, nonzero, layout.b, message.num_examples, reference),
-            *(len(message.metrics), len(message.memory)),
+            *(_MAGIC, _VERSION, message.kind, bytes.fromhex(layout.digest)),
+            *(0 if reference is None else reference.checksum, lean | (_REMEMBER if message.remember else 0)),
         ),
-        mask_bytes,
-        _floats(values),
-        _floats(model.buffers),
+        *map(pack_varint, (message.round, message.client + 1, message.num_examples, layout.n)),
+        _section(*encode_mask(model.mask, model.nonzero, *known)),
+        _section(*_encode_values(model, reference, lean, coding)),
+        _section(*encode_floats(model.buffers, None if reference is None else reference.model.buffers)),
+        pack_varint(len(message.metrics)),
+        *(_metric_name(name) + _FLOAT32.pack(figure) for name, figure in message.metrics.items()),
+        pack_varint(len(message.memory)),
     ]
-    for name, figure in message.metrics.items():
-        parts += [_name(name), _FLOAT64.pack(figure)]
     for name, vector in message.memory.items():
         if vector.shape != (layout.n,):
             raise ArgumentError(f"memory {name} has shape {vector.shape} where ({layout.n},) is needed")
-        parts += [_name(name), _floats(vector)]
+        kept = ModelState(vector, vector != 0, model.buffers)
+        parts += [
+            _name(name),
+            _section(*encode_mask(kept.mask, kept.nonzero, None, None)),
+            _section(*encode_floats(kept.values)),
+        ]
     body = b"".join(parts)
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
-def decode(data: bytes, layout: ParameterLayout, base: Mask | None = None) -> Message:
+def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = None) -> Message:
     """Decode and check a message.
 
     Args:
         data: the message; trusted in nothing.
         layout: the reader's own layout, which bounds everything that is allocated.
-        base: bool[n], the mask that an update may refer to.
+        reference: what the reader holds; it is used if the message refers to it.
 
     Raises:
-        WireError: the message is malformed, damaged, not finite, or of another network or base; it names the section.
+        StaleReferenceError: the message refers to something that the reader does not hold.
+        WireError: the message is malformed, damaged, not finite or of another network; it names the section.
     """
-    if len(data) < _HEADER.size + _CHECKSUM.size:
-        raise WireError(
-            f"message: {len(data)} bytes are fewer than the {_HEADER.size + _CHECKSUM.size} of an empty one"
-        )
-    fields = _HEADER.unpack_from(data)
-    magic, version, kind, encoding, reserved, round, client = fields[:7]
-    digest, n, nonzero, b, num_examples, reference, metrics, memory = fields[7:]
+    kind, digest, checksum, lean = check_envelope(data)
+    remember, lean = bool(lean & _REMEMBER), lean & ~_REMEMBER
+    if kind not in Kind.__members__.values():
+        raise WireError(f"header: kind {kind} is unknown")
+    reader = Reader(data, _HEADER.size, len(data) - _CHECKSUM.size)
+    round, sender, num_examples, n = (reader.varint("header") for _ in range(4))
+    if digest != bytes.fromhex(layout.digest) or n != layout.n:
+        raise WireError(f"header: the message is of another network ({n} parameters, where this one has {layout.n})")
+    if lean not in LEANS or (lean and not checksum):
+        raise WireError(f"header: a lean of {lean} is unknown")
+    if remember and kind != Kind.BROADCAST:
+        raise WireError(f"header: only a broadcast tells to remember, not a message of kind {Kind(kind).name.lower()}")
+    if (kind == Kind.UPDATE) != (num_examples > 0):
+        raise WireError(f"header: {num_examples} examples in a message of kind {Kind(kind).name.lower()}")
+    if not checksum:
+        reference = None
+    elif reference is None or reference.checksum != checksum:
+        held = "nothing" if reference is None else f"{reference.checksum:08x}"
+        raise StaleReferenceError(f"header: the message refers to {checksum:08x}, but the receiver holds {held}")
+
+    known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
+    mask = decode_mask(*reader.section("mask"), n, *known)
+    prediction, classes = (None, None) if reference is None else reference.predict_at(mask, lean)
+    count = int(np.count_nonzero(mask)) if prediction is None else len(prediction)
+    values = decode_floats(*reader.section("values"), count, prediction, classes, "values")
+    old = None if reference is None else reference.model.buffers
+    buffers = decode_floats(*reader.section("buffers"), layout.b, old, None, "buffers")
+    model = ModelState.of_values(values, mask, buffers)
+    metrics = _decode_metrics(reader)
+    memory = _decode_memory(reader, n)
+    if memory and kind != Kind.CHECKPOINT:
+        raise WireError(f"memory: {len(memory)} vectors in a message of kind {Kind(kind).name.lower()}")
+    if reader.left:
+        raise WireError(f"message: {reader.left} bytes follow the last section")
+    return Message(Kind(kind), round, model, sender - 1, num_examples, metrics, memory, remember, bool(checksum))
+
+
+def request_full(layout: ParameterLayout, round: int, client: int) -> bytes:
+    """Encode a client's request for a broadcast that refers to nothing."""
+    nothing = ModelState.of_values(
+        np.zeros(0, np.float32), np.zeros(layout.n, np.bool_), np.zeros(layout.b, np.float32)
+    )
+    return encode(Message(Kind.REQUEST, round, nothing, client), layout)
+
+
+def requests_full(data: bytes) -> bool:
+    """Whether a message seems to be such a request; :func:`decode` checks it."""
+    return len(data) > 5 and data[:4] == _MAGIC and data[5] == Kind.REQUEST
+
+
+def check_envelope(data: bytes) -> tuple[int, bytes, int, int]:
+    """Check what every version has, and return kind, layout, reference and lean of the fixed header.
+
+    Raises:
+        WireError: it is no message, of another version, or damaged.
+    """
+    least = _HEADER.size + _CHECKSUM.size
+    if len(data) < least:
+        raise WireError(f"message: {len(data)} bytes are fewer than the {least} of an empty one")
+    magic, version, kind, digest, checksum, lean = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise WireError(f"header: magic {magic!r} is not {_MAGIC!r}; this is no FedSparsify message")
     if version != _VERSION:
         raise WireError(f"header: version {version} is not supported; this reader knows version {_VERSION}")
     if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0]:
         raise WireError("checksum: the message was damaged or cut on its way")
-    if kind not in Kind.__members__.values():
-        raise WireError(f"header: kind {kind} is unknown")
-    if encoding not in (_FULL, _BITMAP, _AS_BASE) or reserved != 0:
-        raise WireError(f"header: mask encoding {encoding}, reserved {reserved} is unknown")
-    if digest != _digest(layout) or n != layout.n or b != layout.b:
-        raise WireError(f"header: the message is of another network ({n} parameters, {b} buffers)")
-    if nonzero > n:
-        raise WireError(f"header: {nonzero} survivors are more than the network's {n} parameters")
-    if (kind == Kind.UPDATE) != (num_examples > 0):
-        raise WireError(f"header: {num_examples} examples in a message of kind {Kind(kind).name.lower()}")
-    if reference and encoding != _AS_BASE:
-        raise WireError(f"header: base {reference:08x} in a message whose mask encoding {encoding} refers to none")
-    if memory and kind != Kind.CHECKPOINT:
-        raise WireError(f"header: {memory} memory vectors in a message of kind {Kind(kind).name.lower()}")
-
-    reader = _Reader(data, _HEADER.size, len(data) - _CHECKSUM.size)
-    mask = _decode_mask(reader, encoding, n, nonzero, base, reference)
-    w = np.zeros(n, np.float32)
-    w[mask] = reader.floats("values", nonzero)
-    buffers = reader.floats("buffers", b)
-    figures = {}
-    for _ in range(metrics):
-        name = reader.name("metrics")
-        figures[name] = float(_FLOAT64.unpack(reader.take("metrics", _FLOAT64.size))[0])
-        if not math.isfinite(figures[name]):
-            raise WireError(f"metrics: {name} is {figures[name]}, which is not a finite number")
-    vectors = {}
-    for _ in range(memory):
-        name = reader.name("memory")
-        vectors[name] = reader.floats("memory", n)
-    if len(figures) != metrics:
-        raise WireError("metrics: two of them have one name")
-    if len(vectors) != memory:
-        raise WireError("memory: two vectors have one name")
-    if reader.left:
-        raise WireError(f"message: {reader.left} bytes follow the last section")
-    return Message(Kind(kind), round, ModelState(w, mask, buffers), client, num_examples, figures, vectors)
+    return kind, digest, checksum, lean
 
 
-class _Reader:
-    """Takes bytes off the front of a message and never past its end."""
-
-    def __init__(self, data: bytes, start: int, end: int) -> None:
-        self._data, self._at, self._end = data, start, end
-
-    @property
-    def left(self) -> int:
-        return self._end - self._at
-
-    def take(self, section: str, size: int) -> bytes:
-        if size > self.left:
-            raise WireError(f"{section}: {size} bytes are declared, {self.left} are there")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def floats(self, section: str, count: int) -> Floats:
-        values = np.frombuffer(self.take(section, 4 * count), "<f4").astype(np.float32)
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise WireError(f"{section}: element {bad} is {values[bad]}, which is not a finite number")
-        return values
-
-    def name(self, section: str) -> str:
-        raw = self.take(section, self.take(section, 1)[0])
-        if not 1 <= len(raw) <= 64 or not raw.isascii():
-            raise WireError(f"{section}: a name of {len(raw)} bytes is not 1 to 64 ASCII characters")
-        return raw.decode("ascii")
+def _encode_values(model: ModelState, reference: Reference | None, lean: int, coding: Coding) -> tuple[int, bytes]:
+    if reference is None:
+        return encode_floats(model.values, coding=coding)
+    return encode_floats(model.values, *reference.predict_at(model.mask, lean), coding)
 
 
-def _decode_mask(reader: _Reader, encoding: int, n: int, nonzero: int, base: Mask | None, reference: int) -> Mask:
-    if encoding == _FULL:
-        mask = np.ones(n, np.bool_)
-    elif encoding == _BITMAP:
-        packed = np.frombuffer(reader.take("mask", (n + 7) // 8), np.uint8)
-        if n % 8 and packed[-1] >> (n % 8):
-            raise WireError("mask: bits beyond the last parameter are set")
-        mask = np.unpackbits(packed, count=n, bitorder="little").view(np.bool_)
-    elif base is None:
-        raise WireError("mask: it refers to a base, but the reader holds none")
-    elif _crc(base) != reference:
-        raise WireError(f"mask: it refers to base {reference:08x}, but the reader holds {_crc(base):08x}")
-    else:
-        mask = base
-    survivors = int(np.count_nonzero(mask))
-    if survivors != nonzero:
-        raise WireError(f"mask: {survivors} positions are set, but the header declares {nonzero}")
-    return mask
+def _best_lean(model: ModelState, reference: Reference) -> int:
+    """Choose how much of the drift to add, by a sample of the survivors."""
+    drift = reference.drift
+    if drift is None or len(drift) == 0:
+        return 0
+    sample = reference.survivors[:: 1 + len(drift) // _SAMPLES]
+    step = drift[:: 1 + len(drift) // _SAMPLES]
+    moved = model.w[sample] - reference.model.w[sample]
+    kept = model.mask[sample]
+
+    def bits(lean: int) -> float:
+        return float(np.log2(np.abs(moved - np.float32(lean / 8) * step)[kept] + np.float32(1e-12)).sum())
+
+    return min(LEANS, key=bits)
 
 
-def _digest(layout: ParameterLayout) -> bytes:
-    return bytes.fromhex(layout.digest)
-
-
-def _crc(mask: Mask) -> int:
-    return zlib.crc32(np.packbits(mask, bitorder="little").tobytes())
-
-
-def _floats(values: Floats) -> bytes:
-    return values.astype("<f4", copy=False).tobytes()
+def _section(encoding: int, data: bytes) -> bytes:
+    return bytes([encoding]) + pack_varint(len(data)) + data
 
 
 def _name(name: str) -> bytes:
@@ -237,3 +233,36 @@ def _name(name: str) -> bytes:
     if not 1 <= len(raw) <= 64 or not name.isascii():
         raise ArgumentError(f"the name {name!r} is not 1 to 64 ASCII characters")
     return bytes([len(raw)]) + raw
+
+
+def _metric_name(name: str) -> bytes:
+    return bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
+
+
+def _decode_metrics(reader: Reader) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for _ in range(reader.varint("metrics")):
+        code = reader.take("metrics", 1)[0]
+        if code >= len(_METRIC_NAMES):
+            raise WireError(f"metrics: code {code} is unknown")
+        name = _METRIC_NAMES[code] or reader.name("metrics")
+        (figure,) = _FLOAT32.unpack(reader.take("metrics", _FLOAT32.size))
+        if not np.isfinite(figure):
+            raise WireError(f"metrics: {name} is {figure}, which is not a finite number")
+        if name in metrics:
+            raise WireError(f"metrics: two of them are called {name}")
+        metrics[name] = figure
+    return metrics
+
+
+def _decode_memory(reader: Reader, n: int) -> dict[str, Floats]:
+    memory: dict[str, Floats] = {}
+    for _ in range(reader.varint("memory")):
+        name = reader.name("memory")
+        mask = decode_mask(*reader.section("memory"), n, None, None)
+        count = int(np.count_nonzero(mask))
+        values = decode_floats(*reader.section("memory"), count, None, None, "memory")
+        if name in memory:
+            raise WireError(f"memory: two vectors are called {name}")
+        memory[name] = ModelState.of_values(values, mask, np.zeros(0, np.float32)).w
+    return memory

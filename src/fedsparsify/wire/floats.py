@@ -1,0 +1,350 @@
+"""Float32 vectors in as few bytes as the receiver's knowledge allows (``FORMAT.md``, section "Vectors").
+
+A value is coded by its distance from a prediction that both ends can make: the difference of the two floats' bits,
+read as integers that are ordered like the numbers. Its upper part is entropy-coded, its lower bits, which no model can
+foresee, are written as they are. How many those are depends on the value's class: values of one class are expected to
+be equally far from their predictions.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import WireError
+from ..state import Floats
+
+__all__ = ["CLASSES", "Classes", "Coding", "decode_floats", "encode_floats", "encoding_names", "rank_classes"]
+
+Coding = Literal["float32", "bfloat16", "int8"]
+"""How values travel: without loss, or their differences from the prediction rounded."""
+
+CLASSES = 32
+"""Most classes that values can be sorted into."""
+
+_RAW, _SHARED, _BY_CLASS, _BFLOAT16, _INT8 = range(5)
+_SYMBOLS = 256
+_ESCAPE, _ZERO = 0, 128  # symbols: a value that is written in full, and a distance around 0
+_LOSSY_BLOCK = 256
+_MOST_LOW_BITS = 23  # the coder takes alphabets below 2^24
+_WEIGHT_OF = np.array([0, *(round(2 ** (b / 16)) for b in range(1, 256))], np.float32)
+_LEVELS = struct.Struct("<HI")  # bytes of the deflated statistics, number of escapes
+
+_models = constriction.stream.model
+_Encoder = constriction.stream.queue.RangeEncoder
+_Decoder = constriction.stream.queue.RangeDecoder
+
+
+def encoding_names() -> tuple[str, ...]:
+    """Name the encodings by their numbers."""
+    return ("float32", "coded", "coded by class", "bfloat16 differences", "int8 differences")
+
+
+class Classes:
+    """A class for each value, and the order that sorts by class; computed once, used by many vectors.
+
+    Args:
+        of: uint8[k], the class of each value, below :data:`CLASSES`.
+    """
+
+    def __init__(self, of: NDArray[np.uint8]) -> None:
+        self.of = of
+        self.order = np.argsort(of, kind="stable")
+        self.counts = np.bincount(of, minlength=CLASSES)
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Yield each class that occurs, and where its values lie when sorted."""
+        ends = np.cumsum(self.counts)
+        for c in np.flatnonzero(self.counts):
+            yield int(c), slice(int(ends[c] - self.counts[c]), int(ends[c]))
+
+
+def rank_classes(scale: Floats, prediction: Floats) -> NDArray[np.uint8]:
+    """Sort values by how far from their predictions they are expected to be, in units of the float's last bit.
+
+    Args:
+        scale: float32[k] >= 0, the change expected of each value.
+        prediction: float32[k].
+
+    Returns:
+        uint8[k]: the exponent of ``scale`` less that of ``prediction``, plus 16, within 0 and 31.
+    """
+    exponents = [(np.ascontiguousarray(x).view(np.int32) >> 23) & 255 for x in (scale, prediction)]
+    ranks: NDArray[np.uint8] = np.clip(exponents[0] - exponents[1] + 16, 0, CLASSES - 1).astype(np.uint8)
+    return ranks
+
+
+def encode_floats(
+    values: Floats, prediction: Floats | None = None, classes: Classes | None = None, coding: Coding = "float32"
+) -> tuple[int, bytes]:
+    """Encode float32[k] in the smallest way.
+
+    Args:
+        values: what to send.
+        prediction: float32[k] that the receiver can compute; zeros if None.
+        classes: of the values; one for all if None.
+        coding: ``float32`` loses nothing.
+
+    Returns:
+        The number of the encoding, and the bytes.
+    """
+    values = np.ascontiguousarray(values, "<f4")
+    if prediction is None:
+        prediction = np.zeros_like(values)
+    if coding == "bfloat16":
+        return _BFLOAT16, _encode_bfloat16(values - prediction)
+    if coding == "int8":
+        return _INT8, _encode_int8(values - prediction)
+    raw = values.tobytes()
+    if len(values) == 0:
+        return _RAW, raw
+    encoding, coded = _encode_distances(values, prediction, classes or _one_class(len(values)))
+    return (encoding, coded) if len(coded) < len(raw) else (_RAW, raw)
+
+
+def decode_floats(
+    encoding: int, data: bytes, count: int, prediction: Floats | None, classes: Classes | None, section: str
+) -> Floats:
+    """Decode float32[count]; the inverse of :func:`encode_floats`.
+
+    Raises:
+        WireError: the bytes are not ``count`` values in that encoding, or one of them is not finite.
+    """
+    if encoding == _RAW:
+        if len(data) != 4 * count:
+            raise WireError(f"{section}: {len(data)} bytes are there where {4 * count} hold {count} values")
+        values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    else:
+        if prediction is None:
+            prediction = np.zeros(count, np.float32)
+        try:
+            if encoding in (_SHARED, _BY_CLASS):
+                values = _decode_distances(encoding, data, prediction, classes or _one_class(count))
+            elif encoding == _BFLOAT16:
+                values = prediction + _decode_bfloat16(data, count)
+            elif encoding == _INT8:
+                values = prediction + _decode_int8(data, count)
+            else:
+                raise WireError(f"encoding {encoding} is unknown")
+        except WireError as error:
+            raise WireError(f"{section}: {error}") from None
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise WireError(f"{section}: element {bad} is {values[bad]}, which is not a finite number")
+    return values
+
+
+# Without loss ---------------------------------------------------------------------------------------------------------
+
+
+def _encode_distances(values: Floats, prediction: Floats, classes: Classes) -> tuple[int, bytes]:
+    distance = (_ordered(values) - _ordered(prediction))[classes.order]
+    low_bits = np.zeros(CLASSES, np.uint8)
+    for c, at in classes.slices():
+        mean = float(np.abs(distance[at].astype(np.float64)).mean())
+        low_bits[c] = min(max(int(mean).bit_length() - 3, 0), _MOST_LOW_BITS)
+    width = np.repeat(low_bits, classes.counts).astype(np.int32)
+    upper = distance >> width
+    symbols = np.where((upper > -_ZERO) & (upper < _ZERO), upper + _ZERO, _ESCAPE)
+    lower = distance & ((1 << width) - 1)
+    counts = np.stack([np.bincount(symbols[at], minlength=_SYMBOLS) for _, at in classes.slices()])
+    encoding, weights = min(
+        ((_SHARED, _weights(counts.sum(0, keepdims=True))), (_BY_CLASS, _weights(counts))),
+        key=lambda choice: _expected_bytes(counts, choice[1]),
+    )
+
+    coder = _Encoder()
+    for row, (c, at) in enumerate(classes.slices()):
+        model = _symbol_model(weights[row if encoding == _BY_CLASS else 0])
+        if not isinstance(model, int):
+            coder.encode(symbols[at], model)
+        if low_bits[c]:
+            coder.encode(lower[at], _models.Uniform(1 << int(low_bits[c])))
+    escaped = values[classes.order[symbols == _ESCAPE]]
+    statistics = _deflate(low_bits.tobytes() + weights.tobytes())
+    return encoding, _LEVELS.pack(len(statistics), len(escaped)) + statistics + escaped.tobytes() + _words(coder)
+
+
+def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: Classes) -> Floats:
+    if len(data) < _LEVELS.size:
+        raise WireError(f"{len(data)} bytes are too few")
+    size, escapes = _LEVELS.unpack_from(data)
+    tables = 1 if encoding == _SHARED else int(np.count_nonzero(classes.counts))
+    at_words = _LEVELS.size + size + 4 * escapes
+    if escapes > len(prediction) or at_words > len(data):
+        raise WireError(f"statistics of {size} bytes and {escapes} escapes do not fit {len(data)} bytes")
+    statistics = _inflate(data[_LEVELS.size : _LEVELS.size + size], CLASSES + tables * _SYMBOLS)
+    low_bits = np.frombuffer(statistics, np.uint8, CLASSES)
+    weights = np.frombuffer(statistics, np.uint8, offset=CLASSES).reshape(tables, _SYMBOLS)
+    if low_bits.max() > _MOST_LOW_BITS:
+        raise WireError(f"{low_bits.max()} low bits are more than {_MOST_LOW_BITS}")
+
+    coder = _decoder(data[at_words:])
+    distance = np.empty(len(prediction), np.int32)
+    is_escape = np.zeros(len(prediction), np.bool_)
+    for row, (c, at) in enumerate(classes.slices()):
+        symbols = _take(coder, _symbol_model(weights[row if encoding == _BY_CLASS else 0]), at.stop - at.start)
+        np.equal(symbols, _ESCAPE, out=is_escape[at])
+        width = int(low_bits[c])
+        distance[at] = (symbols - _ZERO) << width
+        if width:
+            distance[at] |= _take(coder, _models.Uniform(1 << width), at.stop - at.start)
+    _check_exhausted(coder)
+    if np.count_nonzero(is_escape) != escapes:
+        raise WireError(f"{np.count_nonzero(is_escape)} values escape, but {escapes} are declared")
+    ordered = np.empty(len(prediction), np.int32)
+    ordered[classes.order] = distance
+    ordered += _ordered(prediction)
+    values = _ordered(ordered.view(np.float32)).view(np.float32)
+    values[classes.order[is_escape]] = np.frombuffer(data, "<f4", escapes, _LEVELS.size + size)
+    return values
+
+
+def _ordered(values: Floats) -> NDArray[np.int32]:
+    """Read floats as integers in the same order; its own inverse on bits."""
+    bits = values.view(np.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _one_class(count: int) -> Classes:
+    return Classes(np.zeros(count, np.uint8))
+
+
+# With loss ------------------------------------------------------------------------------------------------------------
+
+
+def _encode_bfloat16(difference: Floats) -> bytes:
+    bits = difference.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+    return _encode_bytes([(rounded >> 8).astype(np.uint8), rounded.astype(np.uint8)])
+
+
+def _decode_bfloat16(data: bytes, count: int) -> Floats:
+    high, low = _decode_bytes(data, [count, count])
+    return (((high.astype(np.uint32) << 8) | low) << 16).view(np.float32)
+
+
+def _encode_int8(difference: Floats) -> bytes:
+    scale = _block_scales(difference)
+    spread = np.repeat(np.where(scale > 0, scale, 1), _LOSSY_BLOCK)[: len(difference)]
+    steps = np.clip(np.rint(difference / spread), -127, 127).astype(np.int8)
+    return scale.tobytes() + _encode_bytes([steps.view(np.uint8)])
+
+
+def _decode_int8(data: bytes, count: int) -> Floats:
+    blocks = -(-count // _LOSSY_BLOCK)
+    if len(data) < 4 * blocks:
+        raise WireError(f"{len(data)} bytes are too few for the scales of {blocks} blocks")
+    scale = np.frombuffer(data, "<f4", blocks)
+    (steps,) = _decode_bytes(data[4 * blocks :], [count])
+    values: Floats = steps.view(np.int8) * np.repeat(scale, _LOSSY_BLOCK)[:count]
+    return values
+
+
+def _block_scales(difference: Floats) -> Floats:
+    padded = np.zeros(-(-len(difference) // _LOSSY_BLOCK) * _LOSSY_BLOCK, np.float32)
+    padded[: len(difference)] = np.abs(difference)
+    scale: Floats = padded.reshape(-1, _LOSSY_BLOCK).max(1) / np.float32(127)
+    return scale
+
+
+def _encode_bytes(columns: list[NDArray[np.uint8]]) -> bytes:
+    """Entropy-code columns of bytes, each with statistics of its own."""
+    weights = _weights(np.stack([np.bincount(column, minlength=_SYMBOLS) for column in columns]))
+    coder = _Encoder()
+    for column, row in zip(columns, weights, strict=True):
+        model = _symbol_model(row) if len(column) else 0
+        if not isinstance(model, int):
+            coder.encode(column.astype(np.int32), model)
+    statistics = _deflate(weights.tobytes())
+    return struct.pack("<H", len(statistics)) + statistics + _words(coder)
+
+
+def _decode_bytes(data: bytes, counts: list[int]) -> list[NDArray[np.uint8]]:
+    if len(data) < 2:
+        raise WireError(f"{len(data)} bytes are too few")
+    (size,) = struct.unpack_from("<H", data)
+    weights = np.frombuffer(_inflate(data[2 : 2 + size], len(counts) * _SYMBOLS), np.uint8).reshape(-1, _SYMBOLS)
+    coder = _decoder(data[2 + size :])
+    columns = [
+        _take(coder, _symbol_model(row) if count else 0, count).astype(np.uint8)
+        for row, count in zip(weights, counts, strict=True)
+    ]
+    _check_exhausted(coder)
+    return columns
+
+
+# Statistics and the coder ---------------------------------------------------------------------------------------------
+
+
+def _weights(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return 1 + 16 log2 of the counts, the largest of a row 255, as bytes; 0 stays 0."""
+    with np.errstate(divide="ignore"):
+        level = np.rint(16 * np.log2(counts))
+        level += 255 - level.max(1, keepdims=True, initial=0)
+    return np.where(counts > 0, np.clip(level, 1, 255), 0).astype(np.uint8)
+
+
+def _expected_bytes(counts: NDArray[np.int64], weights: NDArray[np.uint8]) -> float:
+    weight = _WEIGHT_OF[weights].astype(np.float64)
+    share = np.where(weight > 0, weight, 1) / weight.sum(1, keepdims=True)
+    return float(-(counts * np.log2(share)).sum() / 8 + len(_deflate(weights.tobytes())))
+
+
+def _symbol_model(weights: NDArray[np.uint8]) -> Any:
+    """Return the coder's model, or the only symbol that there is."""
+    used = np.flatnonzero(weights)
+    if len(used) == 0:
+        raise WireError("the statistics are empty")
+    if len(used) == 1:
+        return int(used[0])
+    return _models.Categorical(_WEIGHT_OF[weights], perfect=False)
+
+
+def _take(coder: Any, model: Any, count: int) -> NDArray[np.int32]:
+    if isinstance(model, int):
+        return np.full(count, model, np.int32)
+    try:
+        symbols: NDArray[np.int32] = coder.decode(model, count)
+    except AssertionError:
+        raise WireError("the coded bits are damaged") from None
+    return symbols
+
+
+def _words(coder: Any) -> bytes:
+    words: NDArray[np.uint32] = coder.get_compressed()
+    return words.astype("<u4").tobytes()
+
+
+def _decoder(data: bytes) -> Any:
+    if len(data) % 4:
+        raise WireError(f"{len(data)} bytes of coded bits are no multiple of 4")
+    return _Decoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+
+def _check_exhausted(coder: Any) -> None:
+    if not coder.maybe_exhausted():
+        raise WireError("more coded bits are there than values")
+
+
+def _deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    unpacker = zlib.decompressobj(-15)
+    try:
+        plain = unpacker.decompress(data, size + 1)
+    except zlib.error as error:
+        raise WireError(f"the statistics are damaged ({error})") from None
+    if len(plain) != size or not unpacker.eof or unpacker.unused_data:
+        raise WireError(f"the statistics are not the {size} bytes that they should be")
+    return plain
