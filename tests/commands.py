@@ -84,10 +84,14 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def records(run: Path, *, timed: bool = False) -> list[dict[str, Any]]:
-    """The records of a run, by default without the figures that no two runs share."""
+def records(run: Path, *, timed: bool = False, resumed: bool = False) -> list[dict[str, Any]]:
+    """The records of a run, by default without the figures that no two runs share.
+
+    After a stop both ends have forgotten what they held, so a ``resumed`` run's bytes are its own too.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if timed or not key.startswith("seconds")} for line in lines]
+    own = (*(() if timed else ("seconds",)), *(("bytes",) if resumed else ()))
+    return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
 
 
 def wait_until(happened: Callable[[], object], what: str, seconds: float = 60.0) -> None:

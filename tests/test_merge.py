@@ -146,7 +146,7 @@ def test_merging_nothing_is_refused(rule: MergeRule) -> None:
     with pytest.raises(ArgumentError, match="there is no update to merge"):
         rule([])
     with pytest.raises(ArgumentError, match="there is no update to merge"):
-        merge_models([], rule)
+        merge_models([], rule, np.ones(2, np.bool_))
 
 
 @rules
@@ -251,7 +251,7 @@ def test_whole_models_are_merged_in_one_pass_that_holds_one_update_at_a_time(rul
             del made
             most = max(most, sum(ref() is not None for ref in alive))
 
-    merged = merge_models(stream(), rule)
+    merged = merge_models(stream(), rule, np.ones(4, np.bool_))
     assert merged.w.tolist() == [2, 2, 2, 2]
     assert merged.buffers.tolist() == [2]
     assert most <= 2  # the last one given, and at most the one before
@@ -265,7 +265,7 @@ def test_buffers_are_averaged_by_examples_whatever_the_rule_for_parameters(rule:
             zip(WEIGHTS, MASKS, EXAMPLES, floats([8, 0], [4, -8], [16, 0]), strict=True)
         )
     ]
-    merged = merge_models(updates, rule)
+    merged = merge_models(updates, rule, np.ones(len(WEIGHTS[0]), np.bool_))
     assert merged.buffers.tolist() == [12, -2]  # (8 + 2*4 + 5*16) / 8; 2*-8 / 8: zeros count
     assert merged.buffers.dtype == np.float32
     w, mask = rule(zip(WEIGHTS, MASKS, EXAMPLES, strict=True))
@@ -276,8 +276,32 @@ def test_buffers_are_averaged_by_examples_whatever_the_rule_for_parameters(rule:
 def test_buffers_are_summed_in_float64() -> None:
     none = np.ones(1, np.float32)
     parts = floats([2.0**24], *[[1.0]] * 8)
-    merged = merge_models([update(k, none, none > 0, 1, b) for k, b in enumerate(parts)], average_of)
+    merged = merge_models([update(k, none, none > 0, 1, b) for k, b in enumerate(parts)], average_of, none > 0)
     assert merged.buffers[0] == np.float32((2**24 + 8) / 9)
+
+
+@rules
+def test_merging_within_the_broadcast_mask_gives_the_bits_of_merging_everywhere(rule: MergeRule) -> None:
+    rng = np.random.default_rng(1)
+    within = rng.random(50) < 0.4
+    updates = []
+    for k in range(5):
+        mask = within & (rng.random(50) < 0.8) if k else within
+        updates.append(
+            update(k, np.where(mask, rng.normal(size=50), 0).astype(np.float32), mask, 1 + k, floats([k])[0])
+        )
+    narrow, wide = merge_models(updates, rule, within), merge_models(updates, rule, np.ones(50, np.bool_))
+    assert narrow.w.tobytes() == wide.w.tobytes()
+    assert narrow.mask.tolist() == wide.mask.tolist()
+
+
+@rules
+def test_an_update_with_survivors_that_were_not_broadcast_is_refused(rule: MergeRule) -> None:
+    one = np.ones(3, np.float32)
+    with pytest.raises(ArgumentError, match="client 7 has survivors that were not broadcast"):
+        merge_models([update(7, one, one > 0, 1, floats([0])[0])], rule, np.array([True, True, False]))
+    with pytest.raises(ArgumentError, match=r"client 7 has \(3,\) parameters"):
+        merge_models([update(7, one, one > 0, 1, floats([0])[0])], rule, np.ones(2, np.bool_))
 
 
 def test_configurations_name_the_four_rules() -> None:

@@ -51,7 +51,6 @@ def test_public_functions_return_what_the_contract_says() -> None:
 @pytest.mark.parametrize(
     ("record", "names"),
     [
-        (state.ModelState, ["w", "mask", "buffers"]),
         (state.ClientUpdate, ["client", "round", "model", "num_examples", "metrics"]),
         (state.ServerState, ["round", "model", "memory"]),
     ],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,14 @@ from torch import nn
 from fedsparsify.algorithms import Method
 from fedsparsify.config import Settings, settings_from
 from fedsparsify.data import Dataset
-from fedsparsify.errors import WireError
 from fedsparsify.experiment import make_method
 from fedsparsify.federation import Federation, Observer, Reply, Simulator, Transport
 from fedsparsify.federation.engine import Record
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.models import build_from
 from fedsparsify.sparse import Calibration, LayerTimes
-from fedsparsify.state import ModelState, ServerState
+from fedsparsify.state import ClientUpdate, Floats, ModelState, ServerState
 from fedsparsify.tune import TuneSettings
-from fedsparsify.wire import Message, decode
 
 ROUNDS = 4
 
@@ -62,14 +59,14 @@ class Outcome:
     Attributes:
         states: after round 0, 1, ...
         records: one for each state, without times.
-        updates: for each round from 1, what each participant sent, decoded.
+        updates: for each round from 1, what was merged of each participant.
     """
 
     layout: ParameterLayout
     method: Method
     states: list[ServerState] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
-    updates: dict[int, dict[int, Message]] = field(default_factory=dict)
+    updates: dict[int, dict[int, ClientUpdate]] = field(default_factory=dict)
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """Nothing to keep."""
@@ -89,22 +86,34 @@ def bits_of(state: ServerState) -> tuple[int, bytes, bytes, bytes, dict[str, byt
     return state.round, model.w.tobytes(), model.mask.tobytes(), model.buffers.tobytes(), memory
 
 
-class _Listening:
-    """Passes on what another transport carries, and keeps the updates."""
+class Wrapped:
+    """A transport around another one, to be changed by tests."""
 
-    def __init__(self, inner: Transport, outcome: Outcome) -> None:
-        self._inner = inner
-        self._outcome = outcome
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
 
-    def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
-        layout = self._outcome.layout
-        base = decode(broadcast, layout).model.mask
-        for reply in self._inner.exchange(round, clients, broadcast):
-            if reply.payload is not None:
-                with suppress(WireError):  # the engine judges it too
-                    update = decode(reply.payload, layout, base)
-                    self._outcome.updates.setdefault(round, {})[reply.client] = update
-            yield reply
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        return self.inner.exchange(round, broadcasts)
+
+    def carried(self) -> Mapping[str, Floats]:
+        return self.inner.carried()
+
+    def restore(self, carried: Mapping[str, Floats]) -> None:
+        self.inner.restore(carried)
+
+
+def _overheard(method: Method, outcome: Outcome) -> Method:
+    """The same method, whose usable updates are kept."""
+
+    def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
+        def passing() -> Iterator[ClientUpdate]:
+            for update in updates:
+                outcome.updates.setdefault(t, {})[update.client] = update
+                yield update
+
+        return method.server_update(state, passing(), t)
+
+    return replace(method, server_update=server_update)
 
 
 @dataclass(frozen=True)
@@ -162,12 +171,13 @@ class Setup:
         parts = population(23, 40, 9, 1) if clients is None else clients
         train = TuneSettings(**settings.train.model_dump())
         test = examples(60, seed=99)
-        with Simulator(module, outcome.method, parts, test, train, seed, workers, CALIBRATION) as simulator:
+        coding = settings.wire.uplink
+        with Simulator(module, outcome.method, parts, test, train, seed, workers, CALIBRATION, coding) as simulator:
             assert simulator.workers == workers
             Federation(
-                method=outcome.method,
+                method=_overheard(outcome.method, outcome),
                 layout=layout,
-                transport=wrap(_Listening(simulator, outcome)),
+                transport=wrap(simulator),
                 evaluate=simulator.evaluate,
                 clients=len(parts),
                 rounds=rounds,

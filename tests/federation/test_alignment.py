@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from fedsparsify.federation.alignment import Alignment
+from fedsparsify.state import Floats, Mask, ModelState
 
 
 def of(start: list[float], *clients: tuple[list[float], list[int]]) -> Alignment:
-    alignment = Alignment(np.array(start, np.float32))
+    alignment = Alignment(model(start, [1] * len(start)))
     for w, mask in clients:
-        alignment.add(np.array(w, np.float32), np.array(mask, np.bool_))
+        alignment.add(model(w, mask))
     return alignment
+
+
+def model(w: Sequence[float] | Floats, mask: Sequence[int] | Mask) -> ModelState:
+    kept = np.array(mask, np.bool_)
+    return ModelState(np.where(kept, np.array(w, np.float32), 0).astype(np.float32), kept, np.zeros(0, np.float32))
 
 
 def test_drift_by_hand() -> None:
@@ -40,9 +47,9 @@ def test_drift_is_the_mean_over_all_pairs() -> None:
     rng = np.random.default_rng(1)
     start = rng.normal(size=50).astype(np.float32)
     clients = start + rng.normal(size=(7, 50)).astype(np.float32) + 0.5
-    alignment = Alignment(start)
+    alignment = Alignment(model(start, np.ones(50, np.bool_)))
     for w in clients:
-        alignment.add(w, np.ones(50, np.bool_))
+        alignment.add(model(w, np.ones(50, np.bool_)))
     updates = clients.astype(np.float64) - start
     slow = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(updates, 2)]
     assert alignment.client_drift == pytest.approx(np.mean(slow), abs=1e-12)
@@ -65,8 +72,8 @@ def test_overlap_of_equal_masks_is_one_and_of_one_client_nothing() -> None:
 def test_overlap_is_the_mean_over_all_pairs() -> None:
     rng = np.random.default_rng(2)
     masks = rng.random((5, 77)) < 0.4
-    alignment = Alignment(np.zeros(77, np.float32))
+    alignment = Alignment(model(np.zeros(77, np.float32), np.ones(77, np.bool_)))
     for mask in masks:
-        alignment.add(mask.astype(np.float32), mask)
+        alignment.add(model(mask.astype(np.float32), mask))
     slow = [(a & b).sum() / (a | b).sum() for a, b in combinations(masks, 2)]
     assert alignment.mask_overlap == pytest.approx(np.mean(slow), abs=1e-12)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,20 @@ import pytest
 from torch import nn
 
 from fedsparsify.algorithms import Method, fedavg, fedsparsify_global, fedsparsify_local
-from fedsparsify.errors import ArgumentError, TooFewClientsError
-from fedsparsify.federation import Federation, Reply
+from fedsparsify.errors import ArgumentError, StaleReferenceError, TooFewClientsError
+from fedsparsify.federation import Federation, Held, Reply, receive
 from fedsparsify.federation.engine import check_federation, participants
+from fedsparsify.federation.links import mean_step, uplink_reference
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.purge import make_purge
 from fedsparsify.schedules import PolynomialSchedule
-from fedsparsify.state import Mask, ModelState, ServerState
-from fedsparsify.wire import Kind, Message, decode, encode
+from fedsparsify.state import Floats, ModelState, ServerState
+from fedsparsify.wire import Kind, Message, Reference, encode, request_full
 
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
 N = LAYOUT.n
 ROUNDS = 4
-Fault = Callable[[Message, Mask], bytes | str]
+Fault = Callable[[Message, Reference], bytes | str]
 
 
 def global_method() -> Method:
@@ -36,8 +35,8 @@ def local_method() -> Method:
     return fedsparsify_local(PolynomialSchedule(0.0, 0.8, 1, ROUNDS), make_purge(LAYOUT))
 
 
-def honest(update: Message, base: Mask) -> bytes:
-    return encode(update, LAYOUT, base=base)
+def honest(update: Message, reference: Reference) -> bytes:
+    return encode(update, LAYOUT, reference)
 
 
 class Scripted:
@@ -45,10 +44,19 @@ class Scripted:
 
     def __init__(self, method: Method, faults: Mapping[tuple[int, int], Fault] | None = None, *, late: bool = False):
         self.method, self.faults, self.late = method, faults or {}, late
+        self.held: dict[int, Held] = {}
+        self.requests = 0
 
-    def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
-        for k in reversed(clients) if self.late else clients:
-            message = decode(broadcast, LAYOUT)
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        for k in sorted(broadcasts, reverse=self.late):
+            held = self.held.get(k, Held())
+            try:
+                received = receive(broadcasts[k], held.reference, LAYOUT)
+            except StaleReferenceError:
+                self.requests += 1
+                yield Reply(k, request_full(LAYOUT, round, k))
+                continue
+            message = received.message
             assert (message.kind, message.round) == (Kind.BROADCAST, round)
 
             def tune(model: ModelState, k: int = k) -> ModelState:
@@ -57,8 +65,20 @@ class Scripted:
 
             model = self.method.client_update(message.model, round, tune)
             update = Message(Kind.UPDATE, round, model, k, 10 + k, {"loss": 1.0 + k, "seconds": 2.0})
-            answer = self.faults.get((round, k), honest)(update, message.model.mask)
-            yield Reply(k, None, answer) if isinstance(answer, str) else Reply(k, answer)
+            trend = held.trend if message.refers else None
+            reference = uplink_reference(message.model, trend, LAYOUT)
+            answer = self.faults.get((round, k), honest)(update, reference)
+            if isinstance(answer, str):
+                yield Reply(k, None, answer)
+                continue
+            self.held[k] = Held(received.reference, mean_step(trend, message.model, model))
+            yield Reply(k, answer)
+
+    def carried(self) -> Mapping[str, Floats]:
+        return {}
+
+    def restore(self, carried: Mapping[str, Floats]) -> None:
+        self.held = {}
 
 
 class Log:
@@ -99,61 +119,48 @@ def same(a: ServerState, b: ServerState) -> bool:
     )
 
 
-def resealed(payload: bytes, change: Callable[[bytearray], None]) -> bytes:
-    """Change a message and make its checksum right again, as a hostile sender would."""
-    body = bytearray(payload[:-4])
-    change(body)
-    return bytes(body) + struct.pack("<I", zlib.crc32(body))
-
-
 def with_model(update: Message, model: ModelState) -> Message:
     return Message(update.kind, update.round, model, update.client, update.num_examples, update.metrics)
 
 
-def nan_weight(update: Message, base: Mask) -> bytes:
-    marker = np.float32(123456.0)
-    w = update.model.w.copy()
-    w[np.flatnonzero(update.model.mask)[0]] = marker
-    payload = honest(with_model(update, ModelState(w, update.model.mask, update.model.buffers)), base)
-    at = payload.index(marker.tobytes())
-
-    def change(body: bytearray) -> None:
-        body[at : at + 4] = np.float32(np.nan).tobytes()
-
-    return resealed(payload, change)
+def nan_weight(update: Message, reference: Reference) -> bytes:
+    values = update.model.values.copy()
+    values[0] = np.nan
+    return honest(with_model(update, ModelState.of_values(values, update.model.mask, update.model.buffers)), reference)
 
 
-def regrown(update: Message, base: Mask) -> bytes:
-    return honest(with_model(update, ModelState(update.model.w, np.ones(N, np.bool_), update.model.buffers)), base)
+def regrown(update: Message, reference: Reference) -> bytes:
+    return honest(with_model(update, ModelState(update.model.w, np.ones(N, np.bool_), update.model.buffers)), reference)
 
 
-def of_another_network(update: Message, base: Mask) -> bytes:
+def of_another_network(update: Message, reference: Reference) -> bytes:
     other = ParameterLayout.of(nn.Linear(N - 1, 1))
     return encode(with_model(update, ModelState(update.model.w, update.model.mask, np.zeros(0, np.float32))), other)
 
 
 def altered(**fields: Any) -> Fault:
-    def fault(update: Message, base: Mask) -> bytes:
+    def fault(update: Message, reference: Reference) -> bytes:
         known = {name: getattr(update, name) for name in ("kind", "round", "model", "client", "num_examples")}
-        return honest(Message(**{**known, **fields}), base)
+        return honest(Message(**{**known, **fields}), reference)
 
     return fault
 
 
 FAULTS: dict[str, tuple[Fault, str]] = {
-    "raises": (lambda update, base: "ValueError: no data today", "ValueError: no data today"),
+    "raises": (lambda update, reference: "ValueError: no data today", "ValueError: no data today"),
     "returns NaN": (nan_weight, "nan, which is not a finite number"),
-    "returns nothing": (lambda update, base: b"", "0 bytes"),
-    "returns garbage": (lambda update, base: bytes(range(256)), "header"),
-    "is cut": (lambda update, base: honest(update, base)[:-9], "checksum"),
-    "is damaged": (lambda update, base: honest(update, base).replace(b"loss", b"lost"), "checksum"),
+    "returns nothing": (lambda update, reference: b"", "0 bytes"),
+    "returns garbage": (lambda update, reference: bytes(range(256)), "header"),
+    "is cut": (lambda update, reference: honest(update, reference)[:-9], "checksum"),
+    "is damaged": (lambda update, reference: honest(update, reference).replace(b"FSPM\2\2", b"FSPM\2\1"), "checksum"),
     "is of another round": (altered(round=1), "the update is of round 1, but this is round 3"),
     "is another client's": (altered(client=2), "it comes from client 2"),
     "is of another network": (of_another_network, "another network"),
     "is a broadcast": (altered(kind=Kind.BROADCAST, num_examples=0), "not a message of kind broadcast"),
     "regrows": (regrown, "parameters that were pruned before have come back"),
-    "claims absurdly many examples": (altered(num_examples=2**63), "more than any client has"),
-    "measures NaN": (lambda u, base: honest(Message(**{**vars(u), "metrics": {"loss": np.nan}}), base), "loss is nan"),
+    "claims absurdly many examples": (altered(num_examples=2**62), "more than any client has"),
+    "measures NaN": (altered(metrics={"loss": np.nan}), "loss is nan"),
+    "lost its trend": (lambda u, reference: honest(u, Reference(reference.model, LAYOUT)), "the message refers to"),
 }
 
 
@@ -164,7 +171,7 @@ def test_a_client_that_fails_is_named_and_left_out(name: str, make: Callable[[],
     log, without = Log(), Log()
     # Round 3: by then there is a mask to violate.
     final = federation(Scripted(make(), {(3, 1): fault})).run(start(), [log])
-    absent = federation(Scripted(make(), {(3, 1): lambda update, base: "absent"})).run(start(), [without])
+    absent = federation(Scripted(make(), {(3, 1): lambda update, reference: "absent"})).run(start(), [without])
     assert same(final, absent)
     assert [failure["client"] for failure in log.records[3]["failures"]] == [1]
     assert reason in log.records[3]["failures"][0]["reason"]
@@ -177,12 +184,12 @@ def test_a_client_that_fails_is_named_and_left_out(name: str, make: Callable[[],
 
 
 def test_a_failure_changes_the_merge() -> None:  # else the test above could not fail
-    lost = Scripted(global_method(), {(3, 1): lambda update, base: "absent"})
+    lost = Scripted(global_method(), {(3, 1): lambda update, reference: "absent"})
     assert not same(federation(lost).run(start(), []), federation(Scripted(global_method())).run(start(), []))
 
 
 def test_too_few_usable_updates_stop_the_run_after_the_round_before() -> None:
-    faults: dict[tuple[int, int], Fault] = {(3, k): lambda update, base: "out of order" for k in (0, 2)}
+    faults: dict[tuple[int, int], Fault] = {(3, k): lambda update, reference: "out of order" for k in (0, 2)}
     log, rest = Log(), Log()
     with pytest.raises(TooFewClientsError) as stop:
         federation(Scripted(global_method(), faults), min_clients=3).run(start(), [log])
@@ -233,15 +240,37 @@ def test_bytes_are_those_of_the_encoded_messages() -> None:
     sent: list[int] = []
 
     class Measured(Scripted):
-        def exchange(self, round: int, clients: Sequence[int], broadcast: bytes) -> Iterator[Reply]:
-            for reply in super().exchange(round, clients, broadcast):
-                sent.extend((len(broadcast), len(reply.payload or b"")))
+        def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+            for reply in super().exchange(round, broadcasts):
+                sent.extend((len(broadcasts[reply.client]), len(reply.payload or b"")))
                 yield reply
 
     log = Log()
     federation(Measured(fedavg()), rounds=1).run(start(), [log])
     assert (log.records[1]["bytes_down"], log.records[1]["bytes_up"]) == (sum(sent[::2]), sum(sent[1::2]))
     assert len(sent) == 8
+
+
+class Forgetful(Scripted):
+    """Clients 1 and 2 lose what they hold before round 3."""
+
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        if round == 3 and self.requests == 0:
+            del self.held[1], self.held[2]
+        yield from super().exchange(round, broadcasts)
+
+
+@pytest.mark.parametrize("make", [global_method, local_method])
+def test_clients_that_lost_what_they_held_are_served_in_full_in_the_same_round(make: Callable[[], Method]) -> None:
+    log, without = Log(), Log()
+    transport = Forgetful(make())
+    final = federation(transport).run(start(), [log])
+    assert same(final, federation(Scripted(make())).run(start(), [without]))
+    assert transport.requests == 2
+    assert all(record["failures"] == [] for record in log.records)
+    assert log.progress == without.progress
+    extra = {way: log.records[3][way] - without.records[3][way] for way in ("bytes_down", "bytes_up")}
+    assert extra["bytes_down"] > 0 and extra["bytes_up"] >= 2 * len(request_full(LAYOUT, 3, 1))
 
 
 def test_participants_are_drawn_anew_each_round_and_the_same_for_one_seed() -> None:

@@ -117,6 +117,8 @@ class Client:
             sent = decode(update, layout, reference).model
             left = wanted.values - sent.values
             residual = ModelState.of_values(left, sent.mask, np.zeros(0, np.float32))
+        if not np.isfinite(sent.values).all():  # the server will refuse it, and forget
+            return update, Held(received.reference)
         if broadcast.remember:
             trend = mean_step(trend, start, sent)
         return update, Held(received.reference, trend, residual)

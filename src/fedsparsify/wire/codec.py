@@ -213,10 +213,10 @@ def _best_lean(model: ModelState, reference: Reference) -> int:
     drift = reference.drift
     if drift is None or len(drift) == 0:
         return 0
-    sample = reference.survivors[:: 1 + len(drift) // _SAMPLES]
-    step = drift[:: 1 + len(drift) // _SAMPLES]
-    moved = model.w[sample] - reference.model.w[sample]
-    kept = model.mask[sample]
+    sample = slice(None, None, 1 + len(drift) // _SAMPLES)
+    step = drift[sample]
+    moved = (model.at(reference.model.mask) - reference.model.values)[sample]
+    kept = model.mask[reference.survivors[sample]]
 
     def bits(lean: int) -> float:
         return float(np.log2(np.abs(moved - np.float32(lean / 8) * step)[kept] + np.float32(1e-12)).sum())

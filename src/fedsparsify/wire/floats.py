@@ -119,7 +119,7 @@ def decode_floats(
     if encoding == _RAW:
         if len(data) != 4 * count:
             raise WireError(f"{section}: {len(data)} bytes are there where {4 * count} hold {count} values")
-        values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+        values = np.frombuffer(data, "<f4").astype(np.float32)
     else:
         if prediction is None:
             prediction = np.zeros(count, np.float32)
