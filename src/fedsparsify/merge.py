@@ -54,7 +54,7 @@ class _Sums:
                     f"update {self.count} has {w.shape} weights and {mask.shape} mask positions"
                     f" where the first has {self.weights.shape}"
                 )
-            self.weights += num_examples * np.where(mask, w, 0).astype(np.float64)
+            self.weights += np.multiply(w if mask.all() else np.where(mask, w, 0), num_examples, dtype=np.float64)
             if self.examples_kept is not None:
                 self.examples_kept += float(num_examples) * mask  # a peer may declare more than int64 holds
             self.votes += mask

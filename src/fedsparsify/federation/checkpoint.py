@@ -34,7 +34,7 @@ from ..state import ServerState
 from ..wire import Kind, Message, decode, encode
 from .engine import Record
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "message_in"]
 
 _DIGEST_BYTES = 32
 _FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp")
@@ -192,6 +192,11 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be used ({error}): restore it, or start a new run") from error
         return lines
+
+
+def message_in(name: str, content: bytes) -> bytes:
+    """Return the message within a file of a run: all of it, but for a checkpoint's digest of the settings."""
+    return content[_DIGEST_BYTES:] if name == "checkpoint.fsp" else content
 
 
 def _is_leftover(path: Path) -> bool:

@@ -6,17 +6,21 @@ Nothing here knows how bytes travel, and nothing is imported above errors, layou
 from __future__ import annotations
 
 from .codec import SERVER, Kind, Message, decode, encode, request_full, requests_full
+from .explain import Explanation, Section, explain
 from .floats import Coding
 from .reference import Reference
 
 __all__ = [
     "SERVER",
     "Coding",
+    "Explanation",
     "Kind",
     "Message",
     "Reference",
+    "Section",
     "decode",
     "encode",
+    "explain",
     "request_full",
     "requests_full",
 ]

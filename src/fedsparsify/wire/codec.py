@@ -19,7 +19,18 @@ from .reader import Reader
 from .reference import LEANS, Reference
 from .varint import pack_varint
 
-__all__ = ["SERVER", "Kind", "Message", "decode", "encode", "request_full", "requests_full"]
+__all__ = [
+    "SERVER",
+    "Head",
+    "Kind",
+    "Message",
+    "decode",
+    "encode",
+    "open_message",
+    "read_metrics",
+    "request_full",
+    "requests_full",
+]
 
 SERVER = -1
 """The ``client`` of messages that the server sends."""
@@ -133,41 +144,35 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
         StaleReferenceError: the message refers to something that the reader does not hold.
         WireError: the message is malformed, damaged, not finite or of another network; it names the section.
     """
-    kind, digest, checksum, lean = check_envelope(data)
-    remember, lean = bool(lean & _REMEMBER), lean & ~_REMEMBER
-    if kind not in Kind.__members__.values():
-        raise WireError(f"header: kind {kind} is unknown")
-    reader = Reader(data, _HEADER.size, len(data) - _CHECKSUM.size)
-    round, sender, num_examples, n = (reader.varint("header") for _ in range(4))
-    if digest != bytes.fromhex(layout.digest) or n != layout.n:
-        raise WireError(f"header: the message is of another network ({n} parameters, where this one has {layout.n})")
-    if lean not in LEANS or (lean and not checksum):
-        raise WireError(f"header: a lean of {lean} is unknown")
-    if remember and kind != Kind.BROADCAST:
-        raise WireError(f"header: only a broadcast tells to remember, not a message of kind {Kind(kind).name.lower()}")
-    if (kind == Kind.UPDATE) != (num_examples > 0):
-        raise WireError(f"header: {num_examples} examples in a message of kind {Kind(kind).name.lower()}")
-    if not checksum:
+    head, reader = open_message(data)
+    kind = head.kind
+    if head.layout != bytes.fromhex(layout.digest) or head.n != layout.n:
+        raise WireError(
+            f"header: the message is of another network ({head.n} parameters, where this one has {layout.n})"
+        )
+    if not head.reference:
         reference = None
-    elif reference is None or reference.checksum != checksum:
+    elif reference is None or reference.checksum != head.reference:
         held = "nothing" if reference is None else f"{reference.checksum:08x}"
-        raise StaleReferenceError(f"header: the message refers to {checksum:08x}, but the receiver holds {held}")
+        raise StaleReferenceError(f"header: the message refers to {head.reference:08x}, but the receiver holds {held}")
 
     known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
-    mask = decode_mask(*reader.section("mask"), n, *known)
-    prediction, classes = (None, None) if reference is None else reference.predict_at(mask, lean)
+    mask = decode_mask(*reader.section("mask"), layout.n, *known)
+    prediction, classes = (None, None) if reference is None else reference.predict_at(mask, head.lean)
     count = int(np.count_nonzero(mask)) if prediction is None else len(prediction)
     values = decode_floats(*reader.section("values"), count, prediction, classes, "values")
     old = None if reference is None else reference.model.buffers
     buffers = decode_floats(*reader.section("buffers"), layout.b, old, None, "buffers")
     model = ModelState.of_values(values, mask, buffers)
-    metrics = _decode_metrics(reader)
-    memory = _decode_memory(reader, n)
+    metrics = read_metrics(reader)
+    memory = _decode_memory(reader, layout.n)
     if memory and kind != Kind.CHECKPOINT:
-        raise WireError(f"memory: {len(memory)} vectors in a message of kind {Kind(kind).name.lower()}")
+        raise WireError(f"memory: {len(memory)} vectors in a message of kind {kind.name.lower()}")
     if reader.left:
         raise WireError(f"message: {reader.left} bytes follow the last section")
-    return Message(Kind(kind), round, model, sender - 1, num_examples, metrics, memory, remember, bool(checksum))
+    return Message(
+        kind, head.round, model, head.client, head.num_examples, metrics, memory, head.remember, reference is not None
+    )
 
 
 def request_full(layout: ParameterLayout, round: int, client: int) -> bytes:
@@ -183,23 +188,81 @@ def requests_full(data: bytes) -> bool:
     return len(data) > 5 and data[:4] == _MAGIC and data[5] == Kind.REQUEST
 
 
-def check_envelope(data: bytes) -> tuple[int, bytes, int, int]:
-    """Check what every version has, and return kind, layout, reference and lean of the fixed header.
+@dataclass(frozen=True)
+class Head:
+    """A message's header; the fields of :class:`Message`, and what it is coded against.
+
+    Attributes:
+        layout: eight bytes of the network's digest.
+        reference: checksum of the reference, 0 for none.
+        lean: eighths of its drift in the prediction.
+        n: number of parameters.
+    """
+
+    kind: Kind
+    layout: bytes
+    reference: int
+    lean: int
+    remember: bool
+    round: int
+    client: int
+    num_examples: int
+    n: int
+
+
+def open_message(data: bytes) -> tuple[Head, Reader]:
+    """Check checksum and header; the reader stands at the mask.
 
     Raises:
-        WireError: it is no message, of another version, or damaged.
+        WireError: it is no message, of another version, damaged, or its header contradicts itself.
     """
     least = _HEADER.size + _CHECKSUM.size
     if len(data) < least:
         raise WireError(f"message: {len(data)} bytes are fewer than the {least} of an empty one")
-    magic, version, kind, digest, checksum, lean = _HEADER.unpack_from(data)
+    magic, version, kind, layout, reference, lean = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise WireError(f"header: magic {magic!r} is not {_MAGIC!r}; this is no FedSparsify message")
     if version != _VERSION:
         raise WireError(f"header: version {version} is not supported; this reader knows version {_VERSION}")
     if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0]:
         raise WireError("checksum: the message was damaged or cut on its way")
-    return kind, digest, checksum, lean
+    if kind not in Kind.__members__.values():
+        raise WireError(f"header: kind {kind} is unknown")
+    reader = Reader(data, _HEADER.size, len(data) - _CHECKSUM.size)
+    round, sender, num_examples, n = (reader.varint("header") for _ in range(4))
+    head = Head(
+        *(Kind(kind), layout, reference, lean & ~_REMEMBER, bool(lean & _REMEMBER)),
+        *(round, sender - 1, num_examples, n),
+    )
+    kind_name = head.kind.name.lower()
+    if head.lean not in LEANS or (head.lean and not reference):
+        raise WireError(f"header: a lean of {head.lean} is unknown")
+    if head.remember and kind != Kind.BROADCAST:
+        raise WireError(f"header: only a broadcast tells to remember, not a message of kind {kind_name}")
+    if (kind == Kind.UPDATE) != (num_examples > 0):
+        raise WireError(f"header: {num_examples} examples in a message of kind {kind_name}")
+    return head, reader
+
+
+def read_metrics(reader: Reader) -> dict[str, float]:
+    """Take the metrics off a message.
+
+    Raises:
+        WireError: one of them is malformed.
+    """
+    metrics: dict[str, float] = {}
+    for _ in range(reader.varint("metrics")):
+        code = reader.take("metrics", 1)[0]
+        if code >= len(_METRIC_NAMES):
+            raise WireError(f"metrics: code {code} is unknown")
+        name = _METRIC_NAMES[code] or reader.name("metrics")
+        (figure,) = _FLOAT32.unpack(reader.take("metrics", _FLOAT32.size))
+        if not np.isfinite(figure):
+            raise WireError(f"metrics: {name} is {figure}, which is not a finite number")
+        if name in metrics:
+            raise WireError(f"metrics: two of them are called {name}")
+        metrics[name] = figure
+    return metrics
 
 
 def _encode_values(model: ModelState, reference: Reference | None, lean: int, coding: Coding) -> tuple[int, bytes]:
@@ -237,22 +300,6 @@ def _name(name: str) -> bytes:
 
 def _metric_name(name: str) -> bytes:
     return bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
-
-
-def _decode_metrics(reader: Reader) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for _ in range(reader.varint("metrics")):
-        code = reader.take("metrics", 1)[0]
-        if code >= len(_METRIC_NAMES):
-            raise WireError(f"metrics: code {code} is unknown")
-        name = _METRIC_NAMES[code] or reader.name("metrics")
-        (figure,) = _FLOAT32.unpack(reader.take("metrics", _FLOAT32.size))
-        if not np.isfinite(figure):
-            raise WireError(f"metrics: {name} is {figure}, which is not a finite number")
-        if name in metrics:
-            raise WireError(f"metrics: two of them are called {name}")
-        metrics[name] = figure
-    return metrics
 
 
 def _decode_memory(reader: Reader, n: int) -> dict[str, Floats]:

@@ -32,7 +32,7 @@ _RAW, _SHARED, _BY_CLASS, _BFLOAT16, _INT8 = range(5)
 _SYMBOLS = 256
 _ESCAPE, _ZERO = 0, 128  # symbols: a value that is written in full, and a distance around 0
 _LOSSY_BLOCK = 256
-_MOST_LOW_BITS = 23  # the coder takes alphabets below 2^24
+_MOST_LOW_BITS = 23
 _WEIGHT_OF = np.array([0, *(round(2 ** (b / 16)) for b in range(1, 256))], np.float32)
 _LEVELS = struct.Struct("<HI")  # bytes of the deflated statistics, number of escapes
 
@@ -161,15 +161,14 @@ def _encode_distances(values: Floats, prediction: Floats, classes: Classes) -> t
     )
 
     coder = _Encoder()
-    for row, (c, at) in enumerate(classes.slices()):
+    for row, (_, at) in enumerate(classes.slices()):
         model = _symbol_model(weights[row if encoding == _BY_CLASS else 0])
         if not isinstance(model, int):
             coder.encode(symbols[at], model)
-        if low_bits[c]:
-            coder.encode(lower[at], _models.Uniform(1 << int(low_bits[c])))
     escaped = values[classes.order[symbols == _ESCAPE]]
     statistics = _deflate(low_bits.tobytes() + weights.tobytes())
-    return encoding, _LEVELS.pack(len(statistics), len(escaped)) + statistics + escaped.tobytes() + _words(coder)
+    head = _LEVELS.pack(len(statistics), len(escaped)) + statistics
+    return encoding, head + escaped.tobytes() + _pack_low(lower, low_bits, classes) + _words(coder)
 
 
 def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: Classes) -> Floats:
@@ -177,8 +176,8 @@ def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: C
         raise WireError(f"{len(data)} bytes are too few")
     size, escapes = _LEVELS.unpack_from(data)
     tables = 1 if encoding == _SHARED else int(np.count_nonzero(classes.counts))
-    at_words = _LEVELS.size + size + 4 * escapes
-    if escapes > len(prediction) or at_words > len(data):
+    at_low = _LEVELS.size + size + 4 * escapes
+    if escapes > len(prediction) or at_low > len(data):
         raise WireError(f"statistics of {size} bytes and {escapes} escapes do not fit {len(data)} bytes")
     statistics = _inflate(data[_LEVELS.size : _LEVELS.size + size], CLASSES + tables * _SYMBOLS)
     low_bits = np.frombuffer(statistics, np.uint8, CLASSES)
@@ -186,16 +185,13 @@ def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: C
     if low_bits.max() > _MOST_LOW_BITS:
         raise WireError(f"{low_bits.max()} low bits are more than {_MOST_LOW_BITS}")
 
-    coder = _decoder(data[at_words:])
-    distance = np.empty(len(prediction), np.int32)
+    distance, used = _unpack_low(data[at_low:], low_bits, classes)
+    coder = _decoder(data[at_low + used :])
     is_escape = np.zeros(len(prediction), np.bool_)
     for row, (c, at) in enumerate(classes.slices()):
         symbols = _take(coder, _symbol_model(weights[row if encoding == _BY_CLASS else 0]), at.stop - at.start)
         np.equal(symbols, _ESCAPE, out=is_escape[at])
-        width = int(low_bits[c])
-        distance[at] = (symbols - _ZERO) << width
-        if width:
-            distance[at] |= _take(coder, _models.Uniform(1 << width), at.stop - at.start)
+        distance[at] |= (symbols - _ZERO) << int(low_bits[c])
     _check_exhausted(coder)
     if np.count_nonzero(is_escape) != escapes:
         raise WireError(f"{np.count_nonzero(is_escape)} values escape, but {escapes} are declared")
@@ -205,6 +201,43 @@ def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: C
     values = _ordered(ordered.view(np.float32)).view(np.float32)
     values[classes.order[is_escape]] = np.frombuffer(data, "<f4", escapes, _LEVELS.size + size)
     return values
+
+
+def _pack_low(lower: NDArray[np.int32], low_bits: NDArray[np.uint8], classes: Classes) -> bytes:
+    """Write the low bits as they are: class by class whole bytes of all values, then the bits above them."""
+    whole, bits = [], []
+    for c, at in classes.slices():
+        low, width = lower[at], int(low_bits[c])
+        whole += [(low >> shift).astype(np.uint8) for shift in range(0, width - 7, 8)]
+        bits += [(low >> shift) & 1 for shift in range(width // 8 * 8, width)]
+    rest = np.packbits(np.concatenate(bits).astype(np.bool_), bitorder="little") if bits else np.zeros(0, np.uint8)
+    return b"".join(plane.tobytes() for plane in (*whole, rest))
+
+
+def _unpack_low(data: bytes, low_bits: NDArray[np.uint8], classes: Classes) -> tuple[NDArray[np.int32], int]:
+    """Return the low bits of all values in coding order, and how many bytes they took."""
+    wide, narrow = classes.counts * (low_bits // 8), classes.counts * (low_bits % 8)
+    begin, count = int(wide.sum()), int(narrow.sum())
+    size = begin + (count + 7) // 8
+    if len(data) < size:
+        raise WireError(f"{len(data)} bytes are too few for low bits of {size}")
+    whole = np.frombuffer(data, np.uint8, begin)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8, size - begin, begin), bitorder="little")
+    if bits[count:].any():
+        raise WireError("bits beyond the last value are set")
+    low = np.zeros(len(classes.of), np.int32)
+    at_whole = at_bits = 0
+    for c, at in classes.slices():
+        n, width, part = at.stop - at.start, int(low_bits[c]), low[at]
+        for shift in range(0, width - 7, 8):
+            part |= whole[at_whole : at_whole + n].astype(np.int32) << shift
+            at_whole += n
+        upper = np.zeros(n, np.uint8)
+        for shift in range(width % 8):
+            upper |= bits[at_bits : at_bits + n] << shift
+            at_bits += n
+        part |= upper.astype(np.int32) << (width // 8 * 8)
+    return low, size
 
 
 def _ordered(values: Floats) -> NDArray[np.int32]:

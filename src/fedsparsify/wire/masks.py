@@ -12,7 +12,7 @@ from ..errors import WireError
 from ..state import Mask
 from .varint import pack_varint, unpack_varint
 
-__all__ = ["decode_mask", "encode_mask", "mask_names"]
+__all__ = ["decode_mask", "encode_mask", "mask_names", "survivors_declared"]
 
 _FULL, _SAME, _BITMAP, _CODED, _CODED_WITHIN = range(5)
 
@@ -86,6 +86,17 @@ def decode_mask(encoding: int, data: bytes, n: int, known: Mask | None, survivor
     raise WireError(f"mask: encoding {encoding} is unknown")
 
 
+def survivors_declared(encoding: int, data: bytes, n: int) -> int | None:
+    """Return the number of survivors that a mask section declares, or None where only the reference tells."""
+    if encoding == _FULL:
+        return n
+    if encoding == _SAME:
+        return None
+    if encoding == _BITMAP:
+        return int(np.bitwise_count(np.frombuffer(data, np.uint8)).sum())
+    return unpack_varint(data, 0, "mask")[0]
+
+
 def _encode_bits(bits: Mask, ones: int) -> bytes:
     if ones in (0, len(bits)):
         return b""
@@ -104,7 +115,6 @@ def _decode_bits(data: bytes, count: int) -> Mask:
         if words:
             raise WireError(f"mask: {len(words)} bytes are there where none are needed")
         return np.full(count, bool(ones), np.bool_)
-    # A tenth of the bits that the declared mask has on average bounds what a hostile message can make us decode.
     if len(words) % 4:
         raise WireError(f"mask: {len(words)} bytes of coded bits are no multiple of 4")
     coder = _queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
