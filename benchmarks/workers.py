@@ -1,7 +1,10 @@
-"""Processes against threads for the simulator's workers, in one run: ``python benchmarks/workers.py``.
+"""How local training scales over the simulator's workers, in one run: ``python benchmarks/workers.py``.
 
-Each turn trains the same clients for one local epoch with the torch backend (2-FC, FashionMNIST, batch 32), once in
-forked processes and once in threads, alternating; the table shows medians and the ratio. One thread of arithmetic each.
+Each turn trains the same ten clients for one local epoch (2-FC, FashionMNIST, batch 32) with every contender, one after
+the other; the table shows medians over the turns and the median of the paired ratios. One thread of arithmetic each:
+
+- the compiled trainer in one thread, and in one thread a core;
+- dense torch in one process, in one forked process a core, and in one thread a core.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +23,7 @@ import torch
 from fedsparsify import data, models
 from fedsparsify.data import partition
 from fedsparsify.federation.pool import Pool, default_workers
+from fedsparsify.purge import magnitude_mask
 from fedsparsify.randomness import derive
 from fedsparsify.state import ModelState
 from fedsparsify.tune import Tuner, TuneSettings
@@ -24,40 +31,55 @@ from fedsparsify.tune import Tuner, TuneSettings
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--sparsity", type=float, default=0.95)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     train, _ = data.load("fashion-mnist")
     parts = [train.take(p) for p in partition.iid(train.y, 10, derive(1, "partition"))]
-    settings = TuneSettings(lr=0.02, epochs=1, device="cpu")
-    tuners = [Tuner(models.build("2-fc", seed=1), settings) for _ in parts]
-    w, buffers = tuners[0].layout.read(models.build("2-fc", seed=1))
-    start = ModelState(w, np.ones(w.shape, np.bool_), buffers)
+    native = TuneSettings(lr=0.02, epochs=1, device="cpu", backend="native")
+    tuners = {
+        backend: [Tuner(models.build("2-fc", seed=1), replace(native, backend=backend), train) for _ in parts]
+        for backend in ("native", "torch")
+    }
+    w, buffers = tuners["torch"][0].layout.read(models.build("2-fc", seed=1))
+    mask = magnitude_mask(w, arguments.sparsity)
+    start = ModelState(np.where(mask, w, 0).astype(np.float32), mask, buffers)
 
-    def job(client: bytes) -> bytes:
-        k = client[0]
-        return tuners[k].tune(start, parts[k], seed=1, round=1, client=k)[0].w.tobytes()
+    def job_of(backend: str) -> Callable[[bytes], bytes]:
+        def job(client: bytes) -> bytes:
+            k = client[0]
+            return tuners[backend][k].tune(start, parts[k], seed=1, round=1, client=k).model.w.tobytes()
+
+        return job
 
     jobs = [bytes([k]) for k in range(len(parts))]
-    seconds: dict[str, list[float]] = {"one worker": [], "processes": [], "threads": []}
-    with Pool(job, 1) as one, Pool(job, arguments.workers) as processes:
-        for _ in range(arguments.turns):
-            for name, pool in (("one worker", one), ("processes", processes)):
+    n = arguments.workers
+    with ExitStack() as stack:
+        processes = {w: stack.enter_context(Pool(job_of("torch"), w)) for w in (1, n)}
+        threads = stack.enter_context(ThreadPoolExecutor(n))
+        contenders: dict[str, Callable[[], object]] = {
+            "native, 1 thread": lambda: list(map(job_of("native"), jobs)),
+            f"native, {n} threads": lambda: list(threads.map(job_of("native"), jobs)),
+            "torch, 1 process": lambda: list(processes[1].run(jobs)),
+            f"torch, {n} processes": lambda: list(processes[n].run(jobs)),
+            f"torch, {n} threads": lambda: list(threads.map(job_of("torch"), jobs)),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(arguments.turns + 1):
+            for name, run in contenders.items():
                 started = time.perf_counter()
-                list(pool.run(jobs))
-                seconds[name].append(time.perf_counter() - started)
-            with ThreadPoolExecutor(arguments.workers) as threads:
-                started = time.perf_counter()
-                list(threads.map(job, jobs))
-                seconds["threads"].append(time.perf_counter() - started)
-    base = statistics.median(seconds["one worker"])
-    print(f"10 clients x one local epoch, {arguments.workers} workers, median of {arguments.turns} turns")
+                run()
+                if turn:  # the first warms up
+                    seconds[name].append(time.perf_counter() - started)
+    print(f"10 clients x one local epoch at {arguments.sparsity:.0%} sparsity, median of {arguments.turns} turns")
     for name, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:12} {median:6.2f} s   {base / median:4.2f}x one worker")
+        alone = seconds[f"{name.split(',')[0]}, 1 {'thread' if name.startswith('native') else 'process'}"]
+        ratio = statistics.median(one / many for one, many in zip(alone, times, strict=True))
+        print(f"{name:20} {statistics.median(times):7.3f} s   {ratio:4.2f}x one")
 
 
 if __name__ == "__main__":

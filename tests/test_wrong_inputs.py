@@ -295,6 +295,9 @@ CASES = [
     wrong("train.momentum", "-0.1", "must be at least 0 and less than 1"),
     wrong("train.nesterov", "true", "needs train.momentum to be more than 0"),
     wrong("train.weight_decay", "-0.1", "must be at least 0"),
+    wrong("wire.uplink", "float16", "must be 'float32', 'bfloat16' or 'int8'"),
+    wrong("wire.link_memory", "-1", "-1 must be at least 0"),
+    wrong("wire.link_memory", "1048577", "must be at most 1048576"),
     # Names
     wrong("data.name", "digit", "unknown; did you mean digits?"),
     wrong("model.name", "2fc", "unknown; did you mean 2-fc?"),
@@ -530,7 +533,7 @@ def assert_whole_and_resumable(run: Path) -> None:
     config = run / "config.toml"
     assert call("run", config, "--out", "undisturbed").code == 0
     assert (run / "model.fsp").read_bytes() == (run.parent / "undisturbed" / "model.fsp").read_bytes()
-    assert records(run) == records(run.parent / "undisturbed")
+    assert records(run, resumed=True) == records(run.parent / "undisturbed", resumed=True)
 
 
 def test_every_key_with_a_range_has_a_value_out_of_it_in_the_table() -> None:

@@ -70,6 +70,7 @@ def test_one_run_shows_cards_headline_and_every_figure(make_run: MakeRun) -> Non
         "drift-rounds",
         "overlap-sparsity",
         "bytes",
+        "bits",
         "time-sparsity",
         "partition0",
     ]

@@ -269,27 +269,24 @@ def _alignment(pairs: Pairs) -> Iterator[Figure]:
 
 def _cost(pairs: Pairs) -> Iterator[Figure]:
     keys = tuple(key for _, key in pairs)
-    trained = [[r for r in run.rounds if r.round > 0] for run, _ in pairs]
-    if any(r.bytes_down + r.bytes_up for records in trained for r in records):
-        data = [
-            new_line(key, ((r.round, size(r) / 1e6, r.round) for r in records), ",.3f")
-            | {"yaxis": yaxis, "showlegend": yaxis == "y"}
-            for yaxis, size in (("y", _bytes_down), ("y2", _bytes_up))
-            for key, records in zip(keys, trained, strict=True)
-        ]
-        layout = new_layout(ROUND_AXIS, {"title": "MB down", "rangemode": "tozero", "domain": [0.54, 1]}, 400)
-        layout["yaxis2"] = new_axis({"title": "MB up", "rangemode": "tozero", "domain": [0, 0.46]})
-        layout["xaxis"]["anchor"] = "y2"
-        yield Figure(
-            "bytes",
-            "cost",
-            "Bytes in each round",
-            "The encoded messages of a round, summed over its clients: above what the server sends, below what comes "
-            "back. Both should fall as the network shrinks.",
-            data,
-            layout,
-            keys,
-        )
+    yield _down_and_up(
+        pairs,
+        "bytes",
+        "Bytes in each round",
+        "The encoded messages of a round, summed over its clients: above what the server sends, below what comes "
+        "back. Both should fall as the network shrinks.",
+        "MB",
+        lambda before, r, size: size / 1e6,
+    )
+    yield _down_and_up(
+        pairs,
+        "bits",
+        "Bits for each surviving value",
+        "The same messages divided by the survivors that the round's clients train: float32 takes 32 bits, what the "
+        "receiver can foresee takes none. Masks and everything else are included.",
+        "Bits",
+        lambda before, r, size: 8 * size / (r.participants * before.nonzero) if r.participants else None,
+    )
     times = [
         [(before.sparsity, r.seconds_train / r.participants, r.round) for before, r in _steps(run) if r.participants]
         for run, _ in pairs
@@ -309,6 +306,28 @@ def _cost(pairs: Pairs) -> Iterator[Figure]:
             ),
             keys,
         )
+
+
+def _down_and_up(
+    pairs: Pairs,
+    id_: str,
+    title: str,
+    caption: str,
+    unit: str,
+    measure: Callable[[RoundRecord, RoundRecord, int], float | None],
+) -> Figure:
+    """Return a figure of what is sent above what comes back; ``measure`` takes (round before, round, bytes)."""
+    ways: dict[str, Callable[[RoundRecord], int]] = {"y": lambda r: r.bytes_down, "y2": lambda r: r.bytes_up}
+    data = []
+    for yaxis, size in ways.items():
+        for run, key in pairs:
+            points = ((r.round, measure(before, r, size(r)), r.round) for before, r in _steps(run) if size(r))
+            line = new_line(key, ((x, y, t) for x, y, t in points if y is not None), ",.3f")
+            data.append(line | {"yaxis": yaxis, "showlegend": yaxis == "y"})
+    layout = new_layout(ROUND_AXIS, {"title": f"{unit} down", "rangemode": "tozero", "domain": [0.54, 1]}, 400)
+    layout["yaxis2"] = new_axis({"title": f"{unit} up", "rangemode": "tozero", "domain": [0, 0.46]})
+    layout["xaxis"]["anchor"] = "y2"
+    return Figure(id_, "cost", title, caption, data, layout, tuple(key for _, key in pairs))
 
 
 def _partitions(pairs: Pairs) -> Iterator[Figure]:
@@ -377,14 +396,6 @@ def _span(values: Sequence[int]) -> str:
 
 def _steps(run: Run) -> Iterator[tuple[RoundRecord, RoundRecord]]:
     return itertools.pairwise(run.rounds)
-
-
-def _bytes_down(record: RoundRecord) -> int:
-    return record.bytes_down
-
-
-def _bytes_up(record: RoundRecord) -> int:
-    return record.bytes_up
 
 
 def _is_stepped(run: Run) -> bool:
