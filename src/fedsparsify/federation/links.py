@@ -34,7 +34,9 @@ def mean_step(trend: ModelState | None, start: ModelState, update: ModelState) -
         start: the broadcast.
         update: what the client made of it; what it pruned itself counts as unmoved.
     """
-    step = np.where(update.mask[start.mask], update.at(start.mask) - start.values, np.float32(0))
+    step = update.at(start.mask) - start.values
+    if update.mask is not start.mask:
+        step[~update.mask[start.mask]] = 0
     if trend is not None:
         before = trend.at(start.mask)
         step = before + _HALF * (step - before)
