@@ -87,6 +87,22 @@ struct DenseGradient {
 };
 constexpr int dense_panel = 128;
 
+// What the tile at (y, x) reads or writes for the first time, to be fetched while the tile before it is at work: from
+// first + y * row + c * channel + x * px on, in each channel, `reach` floats more than its pixels. The runs of the
+// channels lie too far apart for the processor to foresee them. Only a hint, which may point anywhere.
+struct Ahead {
+    const float* first;
+    ptrdiff_t channel, row, px, reach;
+    int channels;
+};
+
+// How many pixels of a row a sparse convolution takes at a time at most: the sums, a weight and a product must fit the
+// registers, 16 of them or 32.
+constexpr int most_pixels(int width) { return width == 16 ? 16 : 12; }
+
+// Pixels over which products are summed before the sums across lanes: long enough to pay for those.
+constexpr int box_pixels = 64;
+
 // Convolution as rows of taps, for one block. Serves the forward pass and, with the transposed pattern, the gradient
 // to the input (one call for each phase of the stride).
 struct GatherConv {
@@ -101,6 +117,7 @@ struct GatherConv {
     ptrdiff_t gate_channel, gate_row, gate_px;
     bool rectify;
     int height, width;
+    Ahead ahead[3];
 };
 
 // gradient[target[i]] += sum over pixels and lanes of source[offset[i] + pixel] * delta[row of i, pixel], for one block.
@@ -113,6 +130,7 @@ struct ValueGradientConv {
     ptrdiff_t delta_channel, delta_row;
     float* gradient;
     int height, width;
+    Ahead ahead[2];
 };
 
 // Dense convolution: every row has the same taps; weights are packed [ceil(rows / panel)][taps][panel], zero padded.

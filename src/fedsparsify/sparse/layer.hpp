@@ -78,6 +78,7 @@ public:
     void backward(const Batch&, int block) override;
 
 private:
+    Ahead input_ahead(int block) const;
     void backward_sparse(int block);
     void backward_dense(int block);
     Parameters& parameters_;

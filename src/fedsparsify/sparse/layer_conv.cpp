@@ -38,6 +38,12 @@ ConvLayer::ConvLayer(const Kernels& k, Parameters& parameters, const ConvShape& 
     if (bias >= 0) bias_ = {true, parameters.add_dense(shape.outputs, bias, mask, k.width)};
 }
 
+// The lowest row that an output pixel reads: those above it were read for the pixels above.
+Ahead ConvLayer::input_ahead(int block) const {
+    return in->ahead(block, shape_.kernel_h - 1 - shape_.pad_h, -shape_.pad_w, shape_.kernel_w - 1, shape_.stride_h,
+                     shape_.stride_w);
+}
+
 void ConvLayer::forward(const Batch&, int block) {
     const float* value = parameters_.value.data() + weight_.at;
     const float* bias = bias_.present ? parameters_.value.data() + bias_.at : nullptr;
@@ -45,7 +51,8 @@ void ConvLayer::forward(const Batch&, int block) {
     const Shape& o = out->shape;
     if (pattern_) {
         kernels.gather_conv({pattern_->forward.rows_view(), value, in->at(block), row, px, out->at(block), out->channel,
-                             out->row, out->px, bias, nullptr, 0, 0, 0, rectified, o.height, o.width});
+                             out->row, out->px, bias, nullptr, 0, 0, 0, rectified, o.height, o.width,
+                             {input_ahead(block), out->ahead(block, 0, 0, 0), {}}});
         return;
     }
     if (block == 0) {
@@ -95,14 +102,22 @@ void ConvLayer::backward_sparse(int block) {
                                  in_delta->at(block) + to, in_delta->channel, shape_.stride_h * in_delta->row,
                                  shape_.stride_w * in_delta->px, nullptr,
                                  input_rectified ? in->at(block) + gate : nullptr, in->channel,
-                                 shape_.stride_h * in->row, shape_.stride_w * in->px, false, p.height, p.width});
+                                 shape_.stride_h * in->row, shape_.stride_w * in->px, false, p.height, p.width,
+                                 {out_delta->ahead(block, (p.y + shape_.pad_h) / shape_.stride_h,
+                                                   (p.x + shape_.pad_w - shape_.kernel_w + 1) / shape_.stride_w,
+                                                   (shape_.kernel_w - 1) / shape_.stride_w),
+                                  in_delta->ahead(block, p.y, p.x, 0, shape_.stride_h, shape_.stride_w),
+                                  input_rectified
+                                      ? in->ahead(block, p.y, p.x, 0, shape_.stride_h, shape_.stride_w)
+                                      : Ahead{}}});
             transposed += p.rows.entry.size();
         }
     }
     kernels.value_gradient_conv({pattern_->gradient.rows_view(), pattern_->gradient.entry.data(), in->at(block),
                                  shape_.stride_h * in->row, shape_.stride_w * in->px, out_delta->at(block),
                                  out_delta->channel, out_delta->row, parameters_.gradient.data() + weight_.at,
-                                 out->shape.height, out->shape.width});
+                                 out->shape.height, out->shape.width,
+                                 {input_ahead(block), out_delta->ahead(block, 0, 0, 0)}});
 }
 
 void ConvLayer::backward_dense(int block) {

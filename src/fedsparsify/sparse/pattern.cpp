@@ -169,17 +169,18 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const auto survivors = static_cast<int64_t>(entries.size());
     const std::vector<Entry> by_weight = entries;
 
-    // A tile reads (8 + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
+    // A tile reads (pixels + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
     // 16 KiB of them beside outputs and weights (fewest misses in a simulation of 32 KiB).
-    const int tile = (8 * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
+    const int pixels = most_pixels(width);
+    const int tile = (pixels * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, 16, 16384 / tile, s.inputs));
+                         columns_for(survivors, s.outputs, s.inputs, 16, 24576 / tile, s.inputs));
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
     for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
 
     const Shape out = s.output(in.shape);
-    const int box_w = std::min(out.width, 32), box_h = std::max(1, 32 / box_w);
+    const int box_w = out.width < box_pixels ? out.width : box_pixels / 2, box_h = box_pixels / box_w;
     const int box = (box_w * s.stride_w + s.kernel_w - 1) * (box_h * s.stride_h + s.kernel_h - 1) * width * 4;
     entries = by_weight;
     gradient = index_rows(entries, s.outputs, s.inputs,
@@ -202,9 +203,9 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                         ((t.output * s.inputs + c) * s.kernel_h + t.ky) * s.kernel_w + t.kx)];
                     if (p >= 0) transposed.push_back({c, t.output, t.offset, p});
                 }
-            const int delta_tile = (8 + s.kernel_w - 1) * s.kernel_h * width * 4;
+            const int delta_tile = (pixels + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, 16, 16384 / delta_tile, s.outputs));
+                                    columns_for(survivors, s.inputs, s.outputs, 16, 24576 / delta_tile, s.outputs));
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
                          "a convolution's gradient");

@@ -101,6 +101,10 @@ public:
     }
     float* data() const { return storage.data() + origin; }
     float* at(int b) const { return data() + block_of(b) * block; }
+    // A kernel's hint: it needs the pixels from (y * stride_h + dy, x * stride_w + dx) on, `more` beside the one at x.
+    Ahead ahead(int b, int dy, int dx, int more, int stride_h = 1, int stride_w = 1) const {
+        return {at(b) + dy * row + dx * px, channel, stride_h * row, stride_w * px, more * px, shape.channels};
+    }
     // Gradients that are used up block by block keep a single block.
     int block_of(int b) const { return blocks == 1 ? 0 : b; }
 
