@@ -158,12 +158,12 @@ void ConvOperator::value_gradient(const float* x, const float* dy, int64_t count
                    [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b, nullptr); });
         each_block(dy + begin * output.size(), output.size(), size, kernels_.width,
                    [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b, nullptr); });
-        kernels_.value_gradient_conv({pattern_.gradient.rows_view(), pattern_.gradient.entry.data(), in.data(),
-                                      shape.stride_h * in.row, shape.stride_w * in.px, delta.data(), delta.channel,
-                                      delta.row, total.data(), output.height, output.width, {}});
+        kernels_.value_gradient_conv({pattern_.gradient.rows_view(), in.data(), shape.stride_h * in.row,
+                                      shape.stride_w * in.px, delta.data(), delta.channel, delta.row, total.data(),
+                                      nullptr, output.height, output.width, {}});
     }
-    for (std::size_t i = 0; i < order_.size(); ++i)
-        if (order_[i] >= 0) gradient[order_[i]] = total[i];
+    for (std::size_t i = 0; i < total.size(); ++i)
+        gradient[order_[static_cast<std::size_t>(pattern_.gradient.entry[i])]] = total[i];
 }
 
 }  // namespace fedsparsify
