@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <utility>
 
 namespace fedsparsify {
 namespace {
@@ -207,7 +208,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const std::vector<Entry> by_weight = entries;
 
     // A tile reads (pixels + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
-    // 16 KiB of them beside outputs and weights (fewest misses in a simulation of 32 KiB).
+    // 20 KiB of them beside outputs and weights: with less the rows are cut into too many pieces, with more they miss.
     const int pixels = most_pixels(width);
     const int tile = (pixels * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
