@@ -28,6 +28,9 @@ struct Rows {
     const int32_t* stop;
     const int32_t* offset;
     int rows, blocks;
+    // gather_conv only: the entries up to pairs[b * rows + r] come in twos, the second one pixel after the first, so
+    // that all pixels but one are read once for both.
+    const int32_t* pairs;
 };
 
 // out[r] = epilogue(bias[r] + sum over entries of value * source[offset]), `lanes` wide.
@@ -87,6 +90,25 @@ struct DenseGradient {
 };
 constexpr int dense_panel = 128;
 
+// What the tile at (y, x) reads or writes for the first time, to be fetched while the tile before it is at work: from
+// first + y * row + c * channel + x * px on, in each channel, `reach` floats more than its pixels. The runs of the
+// channels lie too far apart for the processor to foresee them. Only a hint, which may point anywhere.
+struct Ahead {
+    const float* first;
+    ptrdiff_t channel, row, px, reach;
+    int channels;
+};
+
+// How many pixels of a row a sparse convolution takes at a time at most: the sums, a weight and a product must fit the
+// registers, 16 of them or 32.
+constexpr int most_pixels(int width) { return width == 16 ? 16 : 12; }
+
+// Entries of a row whose gradients are summed at the same time.
+constexpr int value_group = 8;
+
+// Pixels over which products are summed before the sums across lanes: long enough to pay for those.
+constexpr int box_pixels = 64;
+
 // Convolution as rows of taps, for one block. Serves the forward pass and, with the transposed pattern, the gradient
 // to the input (one call for each phase of the stride).
 struct GatherConv {
@@ -101,18 +123,21 @@ struct GatherConv {
     ptrdiff_t gate_channel, gate_row, gate_px;
     bool rectify;
     int height, width;
+    Ahead ahead[3];
 };
 
-// gradient[target[i]] += sum over pixels and lanes of source[offset[i] + pixel] * delta[row of i, pixel], for one block.
+// gradient[i] += sum over pixels and lanes of source[offset[i] + pixel] * delta[row of i, pixel], for one block;
+// sums[r] += sum of delta[r], where given.
 struct ValueGradientConv {
     Rows pattern;
-    const int32_t* target;
     const float* source;
     ptrdiff_t source_row, source_px;
     const float* delta;
     ptrdiff_t delta_channel, delta_row;
     float* gradient;
+    double* sums;
     int height, width;
+    Ahead ahead[2];
 };
 
 // Dense convolution: every row has the same taps; weights are packed [ceil(rows / panel)][taps][panel], zero padded.
@@ -132,7 +157,8 @@ struct DenseConv {
 };
 constexpr int dense_conv_panel = 6;
 
-// gradient[r * taps + t] += sum over pixels and lanes of source[offset[t] + pixel] * delta[r, pixel], for one block.
+// gradient[r * taps + t] += sum over pixels and lanes of source[offset[t] + pixel] * delta[r, pixel], for one block;
+// sums[r] += sum of delta[r], where given.
 struct DenseConvGradient {
     const int32_t* offset;
     int taps, rows;
@@ -141,6 +167,7 @@ struct DenseConvGradient {
     const float* delta;
     ptrdiff_t delta_channel, delta_row;
     float* gradient;
+    double* sums;
     int height, width;
 };
 
@@ -210,11 +237,10 @@ struct Kernels {
     void (*gate)(const View& delta, const View& activation, int delta_block, int block);
     void (*pool)(const Pool&, int block);
     void (*pool_backward)(const PoolBackward&, int block, int in_delta_block, int out_delta_block);
-    // sums[c] += over pixels and lanes of block
-    void (*channel_sums)(const View&, int block, double* sums);
     // sums[r] = sum over lanes of data[r * stride], for feature tensors
     void (*row_sums)(const float* data, ptrdiff_t stride, int rows, int lanes, float* sums);
     void (*channel_squares)(const View&, int block, int valid, const float* mean, double* sums);
+    // sums[c] += over pixels and valid lanes of block
     void (*channel_sums_valid)(const View&, int block, int valid, double* sums);
     void (*normalize)(const Normalize&, int block);
     void (*normalize_sums)(const NormalizeBackward&, int block, double* sum_delta, double* sum_delta_normalized);

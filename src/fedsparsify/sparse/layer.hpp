@@ -78,7 +78,8 @@ public:
     void backward(const Batch&, int block) override;
 
 private:
-    void backward_sparse(int block);
+    Ahead input_ahead(int block) const;
+    void backward_sparse(const Batch&, int block);
     void backward_dense(int block);
     Parameters& parameters_;
     ConvShape shape_;
@@ -92,7 +93,7 @@ private:
     };
     std::vector<DensePhase> dense_phases_;
     ParameterPlace weight_, bias_;
-    Buffer scratch_;
+    Buffer scratch_, gradient_;  // gradient_: of the values in the order of the pattern that computes it
     std::vector<double> sums_;
 };
 

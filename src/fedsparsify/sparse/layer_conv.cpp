@@ -17,6 +17,7 @@ ConvLayer::ConvLayer(const Kernels& k, Parameters& parameters, const ConvShape& 
     if (sparse) {
         pattern_ = std::make_unique<ConvPattern>(mask + weight, shape, in, delta, k.width);
         weight_.at = parameters.add(pattern_->index, weight, k.width);
+        gradient_ = Buffer(pattern_->index.size());
         if (delta) scratch_ = Buffer(pattern_->index.size() * pattern_->phases.size());
     } else {
         taps_ = forward_taps(shape, in);
@@ -38,6 +39,12 @@ ConvLayer::ConvLayer(const Kernels& k, Parameters& parameters, const ConvShape& 
     if (bias >= 0) bias_ = {true, parameters.add_dense(shape.outputs, bias, mask, k.width)};
 }
 
+// The lowest row that an output pixel reads: those above it were read for the pixels above.
+Ahead ConvLayer::input_ahead(int block) const {
+    return in->ahead(block, shape_.kernel_h - 1 - shape_.pad_h, -shape_.pad_w, shape_.kernel_w - 1, shape_.stride_h,
+                     shape_.stride_w);
+}
+
 void ConvLayer::forward(const Batch&, int block) {
     const float* value = parameters_.value.data() + weight_.at;
     const float* bias = bias_.present ? parameters_.value.data() + bias_.at : nullptr;
@@ -45,7 +52,8 @@ void ConvLayer::forward(const Batch&, int block) {
     const Shape& o = out->shape;
     if (pattern_) {
         kernels.gather_conv({pattern_->forward.rows_view(), value, in->at(block), row, px, out->at(block), out->channel,
-                             out->row, out->px, bias, nullptr, 0, 0, 0, rectified, o.height, o.width});
+                             out->row, out->px, bias, nullptr, 0, 0, 0, rectified, o.height, o.width,
+                             {input_ahead(block), out->ahead(block, 0, 0, 0), {}}});
         return;
     }
     if (block == 0) {
@@ -62,27 +70,18 @@ void ConvLayer::forward(const Batch&, int block) {
 }
 
 void ConvLayer::backward(const Batch& batch, int block) {
-    float* gradient = parameters_.gradient.data() + weight_.at;
-    const std::size_t count = pattern_ ? pattern_->index.size()
-                                       : static_cast<std::size_t>(shape_.outputs) * static_cast<std::size_t>(shape_.taps());
-    if (block == 0) {
-        std::fill(gradient, gradient + count, 0.0f);
-        std::fill(sums_.begin(), sums_.end(), 0.0);
-    }
-    if (bias_.present) {
-        kernels.channel_sums(out_delta->view(), out_delta->block_of(block), sums_.data());
-        if (block + 1 == batch.blocks) {
-            float* to = parameters_.gradient.data() + bias_.at;
-            for (int r = 0; r < shape_.outputs; ++r) to[r] = static_cast<float>(sums_[static_cast<std::size_t>(r)]);
-        }
-    }
+    if (block == 0) std::fill(sums_.begin(), sums_.end(), 0.0);
     if (pattern_)
-        backward_sparse(block);
+        backward_sparse(batch, block);
     else
         backward_dense(block);
+    if (bias_.present && block + 1 == batch.blocks) {
+        float* to = parameters_.gradient.data() + bias_.at;
+        for (int r = 0; r < shape_.outputs; ++r) to[r] = static_cast<float>(sums_[static_cast<std::size_t>(r)]);
+    }
 }
 
-void ConvLayer::backward_sparse(int block) {
+void ConvLayer::backward_sparse(const Batch& batch, int block) {
     const float* value = parameters_.value.data() + weight_.at;
     if (in_delta) {
         float* transposed = scratch_.data();
@@ -95,18 +94,33 @@ void ConvLayer::backward_sparse(int block) {
                                  in_delta->at(block) + to, in_delta->channel, shape_.stride_h * in_delta->row,
                                  shape_.stride_w * in_delta->px, nullptr,
                                  input_rectified ? in->at(block) + gate : nullptr, in->channel,
-                                 shape_.stride_h * in->row, shape_.stride_w * in->px, false, p.height, p.width});
+                                 shape_.stride_h * in->row, shape_.stride_w * in->px, false, p.height, p.width,
+                                 {out_delta->ahead(block, (p.y + shape_.pad_h) / shape_.stride_h,
+                                                   (p.x + shape_.pad_w - shape_.kernel_w + 1) / shape_.stride_w,
+                                                   (shape_.kernel_w - 1) / shape_.stride_w),
+                                  in_delta->ahead(block, p.y, p.x, 0, shape_.stride_h, shape_.stride_w),
+                                  input_rectified
+                                      ? in->ahead(block, p.y, p.x, 0, shape_.stride_h, shape_.stride_w)
+                                      : Ahead{}}});
             transposed += p.rows.entry.size();
         }
     }
-    kernels.value_gradient_conv({pattern_->gradient.rows_view(), pattern_->gradient.entry.data(), in->at(block),
-                                 shape_.stride_h * in->row, shape_.stride_w * in->px, out_delta->at(block),
-                                 out_delta->channel, out_delta->row, parameters_.gradient.data() + weight_.at,
-                                 out->shape.height, out->shape.width});
+    const std::vector<int32_t>& entry = pattern_->gradient.entry;
+    if (block == 0) std::fill_n(gradient_.data(), gradient_.size(), 0.0f);
+    kernels.value_gradient_conv({pattern_->gradient.rows_view(), in->at(block), shape_.stride_h * in->row,
+                                 shape_.stride_w * in->px, out_delta->at(block), out_delta->channel, out_delta->row,
+                                 gradient_.data(), bias_.present ? sums_.data() : nullptr, out->shape.height,
+                                 out->shape.width, {input_ahead(block), out_delta->ahead(block, 0, 0, 0)}});
+    if (block + 1 == batch.blocks) {
+        float* gradient = parameters_.gradient.data() + weight_.at;
+        for (std::size_t i = 0; i < entry.size(); ++i) gradient[entry[i]] = gradient_.data()[i];
+    }
 }
 
 void ConvLayer::backward_dense(int block) {
     const float* value = parameters_.value.data() + weight_.at;
+    float* gradient = parameters_.gradient.data() + weight_.at;
+    if (block == 0) std::fill_n(gradient, shape_.outputs * shape_.taps(), 0.0f);
     if (in_delta)
         for (DensePhase& p : dense_phases_) {
             const auto taps = static_cast<int64_t>(p.taps.size());
@@ -131,7 +145,8 @@ void ConvLayer::backward_dense(int block) {
         }
     kernels.dense_conv_gradient({taps_.data(), shape_.taps(), shape_.outputs, in->at(block), shape_.stride_h * in->row,
                                  shape_.stride_w * in->px, out_delta->at(block), out_delta->channel, out_delta->row,
-                                 parameters_.gradient.data() + weight_.at, out->shape.height, out->shape.width});
+                                 gradient, bias_.present ? sums_.data() : nullptr, out->shape.height,
+                                 out->shape.width});
 }
 
 }  // namespace fedsparsify

@@ -123,7 +123,7 @@ void ConvOperator::forward(const float* values, const float* bias, const float* 
                    [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b, nullptr); });
         kernels_.gather_conv({pattern_.forward.rows_view(), value.data(), in.data(), shape.stride_h * in.row,
                               shape.stride_w * in.px, out.data(), out.channel, out.row, out.px, bias, nullptr, 0, 0, 0,
-                              false, output.height, output.width});
+                              false, output.height, output.width, {}});
         each_block(y + begin * output.size(), output.size(), size, kernels_.width,
                    [&](float* const* rows, int valid, int b) { kernels_.store_block(rows, valid, out.view(), b); });
     }
@@ -142,7 +142,7 @@ void ConvOperator::input_gradient(const float* values, const float* dy, int64_t 
             const Phase& p = pattern_.phases[i];
             kernels_.gather_conv({p.rows.rows_view(), transposed[i].data(), delta.data(), delta.row, delta.px,
                                   out.data() + p.y * out.row + p.x * out.px, out.channel, shape.stride_h * out.row,
-                                  shape.stride_w * out.px, nullptr, nullptr, 0, 0, 0, false, p.height, p.width});
+                                  shape.stride_w * out.px, nullptr, nullptr, 0, 0, 0, false, p.height, p.width, {}});
         }
         each_block(dx + begin * input.size(), input.size(), size, kernels_.width,
                    [&](float* const* rows, int valid, int b) { kernels_.store_block(rows, valid, out.view(), b); });
@@ -158,12 +158,12 @@ void ConvOperator::value_gradient(const float* x, const float* dy, int64_t count
                    [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, in.view(), b, nullptr); });
         each_block(dy + begin * output.size(), output.size(), size, kernels_.width,
                    [&](const float* const* rows, int valid, int b) { kernels_.load_block(rows, valid, delta.view(), b, nullptr); });
-        kernels_.value_gradient_conv({pattern_.gradient.rows_view(), pattern_.gradient.entry.data(), in.data(),
-                                      shape.stride_h * in.row, shape.stride_w * in.px, delta.data(), delta.channel,
-                                      delta.row, total.data(), output.height, output.width});
+        kernels_.value_gradient_conv({pattern_.gradient.rows_view(), in.data(), shape.stride_h * in.row,
+                                      shape.stride_w * in.px, delta.data(), delta.channel, delta.row, total.data(),
+                                      nullptr, output.height, output.width, {}});
     }
-    for (std::size_t i = 0; i < order_.size(); ++i)
-        if (order_[i] >= 0) gradient[order_[i]] = total[i];
+    for (std::size_t i = 0; i < total.size(); ++i)
+        gradient[order_[static_cast<std::size_t>(pattern_.gradient.entry[i])]] = total[i];
 }
 
 }  // namespace fedsparsify

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <utility>
 
 namespace fedsparsify {
 namespace {
@@ -44,6 +45,43 @@ RowIndex index_rows(std::vector<Entry>& entries, int rows, int columns, int per_
         out.entry.push_back(e.index);
     }
     return out;
+}
+
+// Lets every `group` entries of a row that follow each other count as columns of the last of them, so that no block
+// boundary comes between them. Entries come row by row.
+void keep_together(std::vector<Entry>& entries, std::size_t group) {
+    for (std::size_t begin = 0, end; begin < entries.size(); begin = end) {
+        for (end = begin + 1; end < std::min(entries.size(), begin + group); ++end)
+            if (entries[end].row != entries[begin].row) break;
+        for (std::size_t i = begin; i < end; ++i) entries[i].column = entries[end - 1].column;
+    }
+}
+
+// Moves the entries of each row in each block that have a neighbour `step` floats on to its front, two by two, as many
+// as make up a multiple of `group` entries.
+void pair_up(RowIndex& rows, int32_t step, int32_t group) {
+    for (std::size_t s = 0; s + 1 < rows.start.size(); ++s) {
+        std::vector<std::pair<int32_t, int32_t>> all, single;  // offset and entry
+        for (auto i = static_cast<std::size_t>(rows.start[s]); i < static_cast<std::size_t>(rows.start[s + 1]); ++i)
+            all.emplace_back(rows.offset[i], rows.entry[i]);
+        std::sort(all.begin(), all.end());
+        std::vector<std::pair<int32_t, int32_t>> sorted;
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            if (i + 1 < all.size() && all[i + 1].first == all[i].first + step) {
+                sorted.push_back(all[i]);
+                sorted.push_back(all[++i]);
+            } else {
+                single.push_back(all[i]);
+            }
+        }
+        const auto paired = static_cast<int32_t>(sorted.size()) / group * group;
+        rows.pairs.push_back(rows.start[s] + paired);
+        sorted.insert(sorted.end(), single.begin(), single.end());
+        for (std::size_t i = 0; i < sorted.size(); ++i) {
+            rows.offset[static_cast<std::size_t>(rows.start[s]) + i] = sorted[i].first;
+            rows.entry[static_cast<std::size_t>(rows.start[s]) + i] = sorted[i].second;
+        }
+    }
 }
 
 // Columns per block such that a row has about `target` survivors in each.
@@ -169,19 +207,22 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const auto survivors = static_cast<int64_t>(entries.size());
     const std::vector<Entry> by_weight = entries;
 
-    // A tile reads (8 + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
-    // 16 KiB of them beside outputs and weights (fewest misses in a simulation of 32 KiB).
-    const int tile = (8 * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
+    // A tile reads (pixels + kernel - 1) pixels of kernel rows of each input channel; the first-level cache holds about
+    // 20 KiB of them beside outputs and weights: with less the rows are cut into too many pieces, with more they miss.
+    const int pixels = most_pixels(width);
+    const int tile = (pixels * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, 16, 16384 / tile, s.inputs));
+                         columns_for(survivors, s.outputs, s.inputs, 16, 20480 / tile, s.inputs));
+    pair_up(forward, static_cast<int32_t>(s.stride_w * in.px), 2);
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
     for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
 
     const Shape out = s.output(in.shape);
-    const int box_w = std::min(out.width, 32), box_h = std::max(1, 32 / box_w);
+    const int box_w = out.width < box_pixels ? out.width : box_pixels / 2, box_h = box_pixels / box_w;
     const int box = (box_w * s.stride_w + s.kernel_w - 1) * (box_h * s.stride_h + s.kernel_h - 1) * width * 4;
     entries = by_weight;
+    keep_together(entries, value_group);
     gradient = index_rows(entries, s.outputs, s.inputs,
                           columns_for(survivors, s.outputs, s.inputs, 12, 24576 / box, s.inputs));
     for (int32_t& e : gradient.entry) e = place[static_cast<std::size_t>(e)];
@@ -202,9 +243,10 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                         ((t.output * s.inputs + c) * s.kernel_h + t.ky) * s.kernel_w + t.kx)];
                     if (p >= 0) transposed.push_back({c, t.output, t.offset, p});
                 }
-            const int delta_tile = (8 + s.kernel_w - 1) * s.kernel_h * width * 4;
+            const int delta_tile = (pixels + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, 16, 16384 / delta_tile, s.outputs));
+                                    columns_for(survivors, s.inputs, s.outputs, 16, 20480 / delta_tile, s.outputs));
+            pair_up(phase.rows, static_cast<int32_t>(delta->px), 2);
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
                          "a convolution's gradient");

@@ -10,9 +10,11 @@ namespace fedsparsify {
 // Rows with their storage. `entry[i]` is the place in the compact values of the i-th entry.
 struct RowIndex {
     std::vector<int32_t> start, stop, offset, entry;  // stop is left empty where rows follow without gaps
+    std::vector<int32_t> pairs;  // convolutions only
     int rows = 0, blocks = 1;
     Rows rows_view() const {
-        return {start.data(), stop.empty() ? start.data() + 1 : stop.data(), offset.data(), rows, blocks};
+        return {start.data(), stop.empty() ? start.data() + 1 : stop.data(), offset.data(), rows, blocks,
+                pairs.data()};
     }
 };
 

@@ -61,6 +61,12 @@ struct Border {
     }
 };
 
+// Image rows a multiple of 4 KiB apart would share their sets in the first-level cache: a third more spreads three.
+constexpr int64_t spread_row(int64_t floats, int width) {
+    while (floats % 1024 < 320 || floats % 1024 > 704 || (floats % 1024 > 384 && floats % 1024 < 640)) floats += width;
+    return floats;
+}
+
 // An activation or its gradient for `blocks` blocks of lanes.
 class Tensor {
 public:
@@ -72,12 +78,13 @@ public:
         t.blocks = blocks;
         const int64_t row_px = shape.width + border.left + border.right;
         const int64_t rows = shape.height + border.top + border.bottom;
-        const int64_t block = rows * shape.channels * row_px * width;
+        const int64_t row = spread_row(row_px * width * shape.channels, width);
+        const int64_t block = rows * row;
         if (block > std::numeric_limits<int32_t>::max())
             throw std::invalid_argument("an activation of one block of examples exceeds 2^31 values");
         t.px = width;
         t.channel = row_px * width;
-        t.row = t.channel * shape.channels;
+        t.row = row;
         t.block = block;
         t.origin = border.top * t.row + border.left * t.px;
         t.storage = Buffer(static_cast<std::size_t>(block) * static_cast<std::size_t>(blocks));
@@ -101,6 +108,10 @@ public:
     }
     float* data() const { return storage.data() + origin; }
     float* at(int b) const { return data() + block_of(b) * block; }
+    // A kernel's hint: it needs the pixels from (y * stride_h + dy, x * stride_w + dx) on, `more` beside the one at x.
+    Ahead ahead(int b, int dy, int dx, int more, int stride_h = 1, int stride_w = 1) const {
+        return {at(b) + dy * row + dx * px, channel, stride_h * row, stride_w * px, more * px, shape.channels};
+    }
     // Gradients that are used up block by block keep a single block.
     int block_of(int b) const { return blocks == 1 ? 0 : b; }
 
