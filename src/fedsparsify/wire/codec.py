@@ -85,7 +85,8 @@ def encode(
         coding: of the parameters; buffers and memory are never rounded.
 
     Raises:
-        ArgumentError: the model does not fit the layout, or a name is not 1 to 64 ASCII characters.
+        ArgumentError: the model does not fit the layout, a name is not 1 to 64 ASCII characters, or a metric is beyond
+            float32.
     """
     model = message.model
     if model.mask.shape != (layout.n,) or model.buffers.shape != (layout.b,):
@@ -105,17 +106,19 @@ def encode(
         _section(*_encode_values(model, reference, lean, coding)),
         _section(*encode_floats(model.buffers, None if reference is None else reference.model.buffers)),
         pack_varint(len(message.metrics)),
-        *(_metric_name(name) + _FLOAT32.pack(figure) for name, figure in message.metrics.items()),
+        *(_metric(name, figure) for name, figure in message.metrics.items()),
         pack_varint(len(message.memory)),
     ]
     for name, vector in message.memory.items():
         if vector.shape != (layout.n,):
             raise ArgumentError(f"memory {name} has shape {vector.shape} where ({layout.n},) is needed")
-        kept = ModelState(vector, vector != 0, model.buffers)
+        kept = (
+            vector.astype(np.float32, copy=False).view(np.int32) != 0
+        )  # all but +0: a sign matters to checksums of references
         parts += [
             _name(name),
-            _section(*encode_mask(kept.mask, kept.nonzero, None, None)),
-            _section(*encode_floats(kept.values)),
+            _section(*encode_mask(kept, int(np.count_nonzero(kept)), None, None)),
+            _section(*encode_floats(vector[kept])),
         ]
     body = b"".join(parts)
     return body + _CHECKSUM.pack(zlib.crc32(body))
@@ -141,7 +144,7 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
     round, sender, num_examples, n = (reader.varint("header") for _ in range(4))
     if digest != bytes.fromhex(layout.digest) or n != layout.n:
         raise WireError(f"header: the message is of another network ({n} parameters, where this one has {layout.n})")
-    if lean not in LEANS or (lean and not checksum):
+    if lean not in LEANS:
         raise WireError(f"header: a lean of {lean} is unknown")
     if remember and kind != Kind.BROADCAST:
         raise WireError(f"header: only a broadcast tells to remember, not a message of kind {Kind(kind).name.lower()}")
@@ -153,6 +156,9 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
         held = "nothing" if reference is None else f"{reference.checksum:08x}"
         raise StaleReferenceError(f"header: the message refers to {checksum:08x}, but the receiver holds {held}")
 
+    if lean and (reference is None or reference.drift is None):
+        raise WireError(f"header: a lean of {lean}, but what the message refers to has no drift")
+
     known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
     mask = decode_mask(*reader.section("mask"), n, *known)
     prediction, classes = (None, None) if reference is None else reference.predict_at(mask, lean)
@@ -162,9 +168,7 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
     buffers = decode_floats(*reader.section("buffers"), layout.b, old, None, "buffers")
     model = ModelState.of_values(values, mask, buffers)
     metrics = _decode_metrics(reader)
-    memory = _decode_memory(reader, n)
-    if memory and kind != Kind.CHECKPOINT:
-        raise WireError(f"memory: {len(memory)} vectors in a message of kind {Kind(kind).name.lower()}")
+    memory = _decode_memory(reader, n, Kind(kind))
     if reader.left:
         raise WireError(f"message: {reader.left} bytes follow the last section")
     return Message(Kind(kind), round, model, sender - 1, num_examples, metrics, memory, remember, bool(checksum))
@@ -215,13 +219,14 @@ def _best_lean(model: ModelState, reference: Reference) -> int:
         return 0
     sample = reference.survivors[:: 1 + len(drift) // _SAMPLES]
     step = drift[:: 1 + len(drift) // _SAMPLES]
-    moved = model.w[sample] - reference.model.w[sample]
     kept = model.mask[sample]
 
     def bits(lean: int) -> float:
         return float(np.log2(np.abs(moved - np.float32(lean / 8) * step)[kept] + np.float32(1e-12)).sum())
 
-    return min(LEANS, key=bits)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = model.w[sample] - reference.model.w[sample]
+        return min(LEANS, key=bits)
 
 
 def _section(encoding: int, data: bytes) -> bytes:
@@ -235,8 +240,12 @@ def _name(name: str) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-def _metric_name(name: str) -> bytes:
-    return bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
+def _metric(name: str, figure: float) -> bytes:
+    code = bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
+    try:
+        return code + _FLOAT32.pack(figure)
+    except OverflowError:
+        raise ArgumentError(f"the metric {name} is {figure}, which is beyond float32") from None
 
 
 def _decode_metrics(reader: Reader) -> dict[str, float]:
@@ -255,14 +264,17 @@ def _decode_metrics(reader: Reader) -> dict[str, float]:
     return metrics
 
 
-def _decode_memory(reader: Reader, n: int) -> dict[str, Floats]:
+def _decode_memory(reader: Reader, n: int, kind: Kind) -> dict[str, Floats]:
     memory: dict[str, Floats] = {}
-    for _ in range(reader.varint("memory")):
+    declared = reader.varint("memory")
+    if declared and kind != Kind.CHECKPOINT:
+        raise WireError(f"memory: {declared} vectors in a message of kind {kind.name.lower()}")
+    for _ in range(declared):
         name = reader.name("memory")
-        mask = decode_mask(*reader.section("memory"), n, None, None)
-        count = int(np.count_nonzero(mask))
-        values = decode_floats(*reader.section("memory"), count, None, None, "memory")
         if name in memory:
             raise WireError(f"memory: two vectors are called {name}")
+        mask = decode_mask(*reader.section("memory"), n, None, None, "memory")
+        count = int(np.count_nonzero(mask))
+        values = decode_floats(*reader.section("memory"), count, None, None, "memory")
         memory[name] = ModelState.of_values(values, mask, np.zeros(0, np.float32)).w
     return memory

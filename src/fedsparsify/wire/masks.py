@@ -54,16 +54,23 @@ def encode_mask(mask: Mask, nonzero: int, known: Mask | None, survivors: NDArray
     return _BITMAP, np.packbits(mask, bitorder="little").tobytes()
 
 
-def decode_mask(encoding: int, data: bytes, n: int, known: Mask | None, survivors: NDArray[np.intp] | None) -> Mask:
+def decode_mask(
+    encoding: int,
+    data: bytes,
+    n: int,
+    known: Mask | None,
+    survivors: NDArray[np.intp] | None,
+    section: str = "mask",
+) -> Mask:
     """Decode bool[n]; the inverse of :func:`encode_mask`. The receiver's own mask comes back as the same object.
 
     Raises:
         WireError: the bytes are no mask in that encoding, or refer to one that the receiver does not hold.
     """
     if encoding in (_FULL, _SAME) and data:
-        raise WireError(f"mask: {len(data)} bytes are there where none are needed")
+        raise WireError(f"{section}: {len(data)} bytes are there where none are needed")
     if encoding in (_SAME, _CODED_WITHIN) and (known is None or survivors is None):
-        raise WireError("mask: it refers to a model that the receiver holds, but the message names none")
+        raise WireError(f"{section}: it refers to a model that the receiver holds, but the message names none")
     if encoding == _FULL:
         return np.ones(n, np.bool_)
     if encoding == _SAME:
@@ -71,19 +78,19 @@ def decode_mask(encoding: int, data: bytes, n: int, known: Mask | None, survivor
         return known
     if encoding == _BITMAP:
         if len(data) != (n + 7) // 8:
-            raise WireError(f"mask: {len(data)} bytes are there where {(n + 7) // 8} hold {n} bits")
+            raise WireError(f"{section}: {len(data)} bytes are there where {(n + 7) // 8} hold {n} bits")
         packed = np.frombuffer(data, np.uint8)
         if n % 8 and packed[-1] >> (n % 8):
-            raise WireError("mask: bits beyond the last parameter are set")
+            raise WireError(f"{section}: bits beyond the last parameter are set")
         return np.unpackbits(packed, count=n, bitorder="little").view(np.bool_)
     if encoding == _CODED:
-        return _decode_bits(data, n)
+        return _decode_bits(data, n, section)
     if encoding == _CODED_WITHIN:
         assert survivors is not None
         mask = np.zeros(n, np.bool_)
-        mask[survivors] = _decode_bits(data, len(survivors))
+        mask[survivors] = _decode_bits(data, len(survivors), section)
         return mask
-    raise WireError(f"mask: encoding {encoding} is unknown")
+    raise WireError(f"{section}: encoding {encoding} is unknown")
 
 
 def _encode_bits(bits: Mask, ones: int) -> bytes:
@@ -95,27 +102,26 @@ def _encode_bits(bits: Mask, ones: int) -> bytes:
     return words.astype("<u4").tobytes()
 
 
-def _decode_bits(data: bytes, count: int) -> Mask:
-    ones, at = unpack_varint(data, 0, "mask")
+def _decode_bits(data: bytes, count: int, section: str) -> Mask:
+    ones, at = unpack_varint(data, 0, section)
     if ones > count:
-        raise WireError(f"mask: {ones} survivors are more than the {count} positions there are")
+        raise WireError(f"{section}: {ones} survivors are more than the {count} positions there are")
     words = data[at:]
     if ones in (0, count):
         if words:
-            raise WireError(f"mask: {len(words)} bytes are there where none are needed")
+            raise WireError(f"{section}: {len(words)} bytes are there where none are needed")
         return np.full(count, bool(ones), np.bool_)
-    # A tenth of the bits that the declared mask has on average bounds what a hostile message can make us decode.
     if len(words) % 4:
-        raise WireError(f"mask: {len(words)} bytes of coded bits are no multiple of 4")
+        raise WireError(f"{section}: {len(words)} bytes of coded bits are no multiple of 4")
     coder = _queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     try:
         mask: Mask = coder.decode(_model(ones, count), count).astype(np.bool_)
     except AssertionError:
-        raise WireError("mask: the coded bits are damaged") from None
+        raise WireError(f"{section}: the coded bits are damaged") from None
     if not coder.maybe_exhausted():
-        raise WireError("mask: more coded bits are there than positions")
+        raise WireError(f"{section}: more coded bits are there than positions")
     if np.count_nonzero(mask) != ones:
-        raise WireError(f"mask: {np.count_nonzero(mask)} positions are set, but {ones} are declared")
+        raise WireError(f"{section}: {np.count_nonzero(mask)} positions are set, but {ones} are declared")
     return mask
 
 
