@@ -28,6 +28,7 @@ from tests.wire.spec_bytes import (
     floats,
     need,
     section,
+    split_section,
     uniform,
     varint,
 )
@@ -52,7 +53,7 @@ from tests.wire.spec_vectors import (
 
 __all__ = ["AS_REFERENCE", "BFLOAT16", "BITMAP", "BY_CLASS", "CODED", "CODED_FLOATS", "FLOAT32", "FULL", "INT8"]
 __all__ += ["WITHIN", "Held", "Malformed", "Tensors", "bernoulli", "bitmap", "categorical", "deflate", "encode_bits"]
-__all__ += ["floats", "predict", "section", "uniform", "varint"]
+__all__ += ["floats", "predict", "section", "split_section", "uniform", "varint"]
 
 BROADCAST, UPDATE, MODEL, CHECKPOINT, REQUEST = 1, 2, 3, 4, 5
 METRICS = {1: "loss", 2: "seconds", 3: "native"}
@@ -122,7 +123,7 @@ def seal(body: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def parts_of(kind: int, parameters: Tensors, buffers: Tensors, **changed: bytes) -> dict[str, bytes]:
+def parts_of(kind: int, parameters: Tensors, buffers: Tensors, /, **changed: bytes) -> dict[str, bytes]:
     """A message without reference, of a full mask and zeros, where ``changed`` does not say otherwise."""
     n, b = size_of(parameters), size_of(buffers)
     parts = {

@@ -138,3 +138,8 @@ def inflate(data: bytes, size: int) -> bytes:
 def deflate(data: bytes) -> bytes:
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     return compressor.compress(data) + compressor.flush()
+
+
+def split_section(part: bytes) -> Section:
+    """A section's encoding and content."""
+    return Bytes(part).section()

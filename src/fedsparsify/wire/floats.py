@@ -273,6 +273,8 @@ def _decode_bytes(data: bytes, counts: list[int]) -> list[NDArray[np.uint8]]:
     if len(data) < 2:
         raise WireError(f"{len(data)} bytes are too few")
     (size,) = struct.unpack_from("<H", data)
+    if 2 + size > len(data):
+        raise WireError(f"statistics of {size} bytes do not fit {len(data)} bytes")
     weights = np.frombuffer(_inflate(data[2 : 2 + size], len(counts) * _SYMBOLS), np.uint8).reshape(-1, _SYMBOLS)
     coder = _decoder(data[2 + size :])
     columns = [
