@@ -1,6 +1,7 @@
-"""FORMAT.md written down a second time: a slow encoder that shares no line with the codec, and breaks rules on request.
+"""FORMAT.md written down a second time: a slow decoder that shares no line with the codec, and a builder of messages.
 
-Every header field can be overridden, so a test states the one rule that it breaks. Checksums are computed bit by bit.
+A message is a dictionary of its fields' bytes in between: ``split`` takes one apart, ``join`` puts one together and
+adds the checksum, so that a test replaces the one field whose rule it breaks. A network is a list of names and shapes.
 """
 
 from __future__ import annotations
@@ -9,120 +10,190 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from fedsparsify.layout import ParameterLayout, Slot
+import numpy as np
 
-SERVER = 0xFFFFFFFF
-BROADCAST, UPDATE, MODEL, CHECKPOINT = 1, 2, 3, 4
-FULL, BITMAP, AS_BASE = 0, 1, 2
-
-HEADER_FIELDS = (
-    ("magic", "4s"),
-    ("version", "B"),
-    ("kind", "B"),
-    ("mask_encoding", "B"),
-    ("reserved", "B"),
-    ("round", "I"),
-    ("client", "I"),
-    ("layout", "8s"),
-    ("n", "Q"),
-    ("k", "Q"),
-    ("b", "Q"),
-    ("examples", "Q"),
-    ("base", "I"),
-    ("metrics", "H"),
-    ("memory", "H"),
+from tests.wire.spec_bytes import (
+    Array,
+    Bytes,
+    Malformed,
+    bernoulli,
+    bitmap,
+    categorical,
+    deflate,
+    encode_bits,
+    floats,
+    need,
+    section,
+    split_section,
+    varint,
 )
-HEADER_SIZE = 64
+from tests.wire.spec_vectors import (
+    AS_REFERENCE,
+    BFLOAT16,
+    BITMAP,
+    BY_CLASS,
+    CODED,
+    CODED_FLOATS,
+    FLOAT32,
+    FULL,
+    INT8,
+    WITHIN,
+    Held,
+    Tensors,
+    predict,
+    read_mask,
+    read_vector,
+    size_of,
+)
+
+__all__ = ["AS_REFERENCE", "BFLOAT16", "BITMAP", "BY_CLASS", "CODED", "CODED_FLOATS", "FLOAT32", "FULL", "INT8"]
+__all__ += ["WITHIN", "Held", "Malformed", "Tensors", "bernoulli", "bitmap", "categorical", "deflate", "encode_bits"]
+__all__ += ["floats", "predict", "section", "split_section", "varint"]
+
+BROADCAST, UPDATE, MODEL, CHECKPOINT, REQUEST = 1, 2, 3, 4, 5
+METRICS = {1: "loss", 2: "seconds", 3: "native"}
+_START = ("magic", "version", "kind", "layout", "reference", "lean", "round", "sender", "examples", "n")
+FIELDS = (*_START, "mask", "values", "buffers", "metrics", "memory", "checksum")
 
 
-def crc32(data: bytes) -> int:
-    """CRC-32 as in ISO 3309, by its definition: the reversed polynomial 0xEDB88320, a bit at a time."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0xEDB88320 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
+@dataclass
+class Content:
+    """What a message says."""
+
+    kind: int
+    round: int
+    sender: int
+    examples: int
+    remember: bool
+    mask: Array
+    values: Array
+    buffers: Array
+    metrics: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Array] = field(default_factory=dict)
 
 
-def bitmap(mask: Iterable[bool]) -> bytes:
-    """Parameter i is bit i mod 8, least significant first, of byte i div 8."""
-    bits = list(mask)
-    out = bytearray(math.ceil(len(bits) / 8))
-    for i, bit in enumerate(bits):
-        out[i // 8] |= bool(bit) << (i % 8)
-    return bytes(out)
+def digest(parameters: Tensors, buffers: Tensors) -> bytes:
+    def rows(tensors: Tensors) -> list[list[object]]:
+        return [[name, list(shape)] for name, shape in tensors]
 
-
-def digest_of(layout: ParameterLayout) -> bytes:
-    """First 8 bytes of the SHA-256 of the layout as JSON."""
-
-    def rows(slots: Sequence[Slot]) -> list[list[object]]:
-        return [[slot.name, list(slot.shape)] for slot in slots]
-
-    text = json.dumps({"buffers": rows(layout.buffers), "parameters": rows(layout.parameters)})
+    text = json.dumps({"buffers": rows(buffers), "parameters": rows(parameters)}, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).digest()[:8]
 
 
-def floats(values: Iterable[float]) -> bytes:
-    return b"".join(struct.pack("<f", value) for value in values)
+def split(message: bytes) -> dict[str, bytes]:
+    """Take a well-formed message apart into the bytes of each of FIELDS."""
+    left, parts = Bytes(message), {}
+    for name in FIELDS:
+        start = left.at
+        if name in ("magic", "reference", "checksum"):
+            left.take(4)
+        elif name in ("version", "kind", "lean"):
+            left.take(1)
+        elif name == "layout":
+            left.take(8)
+        elif name in ("round", "sender", "examples", "n"):
+            left.varint()
+        elif name in ("mask", "values", "buffers"):
+            left.section()
+        elif name == "metrics":
+            for _ in range(left.varint()):
+                left.take(4 + (0 if left.unpack("B") else left.unpack("B")))
+        else:
+            for _ in range(left.varint()):
+                left.take(left.unpack("B"))
+                left.section()
+                left.section()
+        parts[name] = message[start : left.at]
+    need(left.at == len(message), "bytes after the checksum")
+    return parts
 
 
-def named(name: bytes, content: bytes, length: int | None = None) -> bytes:
-    return bytes([len(name) if length is None else length]) + name + content
+def join(parts: Mapping[str, bytes]) -> bytes:
+    """Put a message together, with its checksum."""
+    assert set(parts) <= {*FIELDS, "more"}, parts
+    return seal(b"".join(parts[name] for name in FIELDS[:-1]) + parts.get("more", b""))
 
 
 def seal(body: bytes) -> bytes:
-    """Add the checksum."""
-    return body + struct.pack("<I", crc32(body))
+    return body + struct.pack("<I", zlib.crc32(body))
 
 
-def message(
-    layout: ParameterLayout,
-    *,
-    kind: int = BROADCAST,
-    mask: Sequence[bool],
-    values: Sequence[float],
-    buffers: Sequence[float] = (),
-    base: Sequence[bool] | None = None,
-    metrics: Sequence[tuple[bytes, float]] = (),
-    memory: Sequence[tuple[bytes, Sequence[float]]] = (),
-    mask_bytes: bytes | None = None,
-    extra: bytes = b"",
-    header: Mapping[str, object] | None = None,
-) -> bytes:
-    """Encode what the arguments say; ``header``, ``mask_bytes`` and ``extra`` replace or add what a test breaks."""
-    if base is not None:
-        encoding, section = AS_BASE, b""
-    elif all(mask):
-        encoding, section = FULL, b""
-    else:
-        encoding, section = BITMAP, bitmap(mask)
-    fields: dict[str, object] = {
+def parts_of(kind: int, parameters: Tensors, buffers: Tensors, /, **changed: bytes) -> dict[str, bytes]:
+    """A message without reference, of a full mask and zeros, where ``changed`` does not say otherwise."""
+    n, b = size_of(parameters), size_of(buffers)
+    parts = {
         "magic": b"FSPM",
-        "version": 1,
-        "kind": kind,
-        "mask_encoding": encoding,
-        "reserved": 0,
-        "round": 0,
-        "client": SERVER,
-        "layout": digest_of(layout),
-        "n": len(mask),
-        "k": sum(map(bool, mask)),
-        "b": len(buffers),
-        "examples": 1 if kind == UPDATE else 0,
-        "base": 0 if base is None else crc32(bitmap(base)),
-        "metrics": len(metrics),
-        "memory": len(memory),
+        "version": b"\2",
+        "kind": bytes([kind]),
+        "layout": digest(parameters, buffers),
+        "reference": bytes(4),
+        "lean": b"\0",
+        "round": varint(0),
+        "sender": varint(0),
+        "examples": varint(1 if kind == UPDATE else 0),
+        "n": varint(n),
+        "mask": section(FULL, b""),
+        "values": section(FLOAT32, bytes(4 * n)),
+        "buffers": section(FLOAT32, bytes(4 * b)),
+        "metrics": varint(0),
+        "memory": varint(0),
     }
-    unknown = set(header or {}) - set(fields)
-    assert not unknown, unknown
-    fields.update(header or {})
-    packed = b"".join(struct.pack("<" + code, fields[name]) for name, code in HEADER_FIELDS)
-    assert len(packed) == HEADER_SIZE
-    body = [packed, section if mask_bytes is None else mask_bytes, floats(values), floats(buffers)]
-    body += [named(name, struct.pack("<d", value)) for name, value in metrics]
-    body += [named(name, floats(vector)) for name, vector in memory]
-    return seal(b"".join(body) + extra)
+    return {**parts, **changed}
+
+
+def decode(message: bytes, parameters: Tensors, buffers: Tensors, held: Held | None = None) -> Content:
+    """What a message says to a reader who holds ``held``."""
+    parts = split(message)
+    need(parts["checksum"] == struct.pack("<I", zlib.crc32(message[:-4])), "checksum")
+    need(parts["magic"] == b"FSPM" and parts["version"] == b"\2", "magic or version")
+    kind, lean = parts["kind"][0], parts["lean"][0] & 127
+    remember = parts["lean"][0] > 127
+    need(1 <= kind <= 5, "kind")
+    need(parts["layout"] == digest(parameters, buffers), "layout")
+    number = {name: Bytes(parts[name]).varint() for name in ("round", "sender", "examples", "n")}
+    n = number["n"]
+    need(n == size_of(parameters), "n")
+    need((number["examples"] > 0) == (kind == UPDATE), "examples")
+    reference = struct.unpack("<I", parts["reference"])[0]
+    need(reference == 0 or (held is not None and reference == held.checksum), "reference")
+    held = held if reference else None
+    need(lean in (0, 2, 4, 6, 8) and (lean == 0 or (held is not None and held.drift is not None)), "lean")
+    need(not remember or kind == BROADCAST, "remember")
+    mask = read_mask(Bytes(parts["mask"]).section(), parameters, None if held is None else held.mask)
+    values = read_vector(Bytes(parts["values"]).section(), *predict(held, lean, mask, parameters))
+    b = size_of(buffers)
+    expected = np.zeros(b, np.float32) if held is None else held.buffers
+    content = Content(kind, number["round"], number["sender"], number["examples"], remember, mask, values, expected)
+    content.buffers = read_vector(Bytes(parts["buffers"]).section(), expected, np.zeros(b, np.int64))
+    left = Bytes(parts["metrics"])
+    for _ in range(left.varint()):
+        code = left.unpack("B")
+        need(code <= 3, "no such metric")
+        name = METRICS[code] if code else _name(left)
+        value = left.unpack("f")
+        need(name not in content.metrics and math.isfinite(value), "a metric twice, or not finite")
+        content.metrics[name] = value
+    left = Bytes(parts["memory"])
+    for _ in range(left.varint()):
+        need(kind == CHECKPOINT, "memory outside a checkpoint")
+        name = _name(left)
+        where = read_mask(left.section(), parameters, None)
+        k = int(where.sum())
+        vector = np.zeros(n, np.float32)
+        vector[where] = read_vector(left.section(), np.zeros(k, np.float32), np.zeros(k, np.int64))
+        need(name not in content.memory, "a memory twice")
+        content.memory[name] = vector
+    return content
+
+
+def _name(left: Bytes) -> str:
+    length = left.unpack("B")
+    need(1 <= length <= 64, "the length of a name")
+    try:
+        return left.take(length).decode("ascii")
+    except UnicodeDecodeError as error:
+        raise Malformed("a name is ASCII") from error

@@ -96,7 +96,8 @@ def encode(
         coding: of the parameters; buffers and memory are never rounded.
 
     Raises:
-        ArgumentError: the model does not fit the layout, or a name is not 1 to 64 ASCII characters.
+        ArgumentError: the model does not fit the layout, a name is not 1 to 64 ASCII characters, or a metric is beyond
+            float32.
     """
     model = message.model
     if model.mask.shape != (layout.n,) or model.buffers.shape != (layout.b,):
@@ -104,7 +105,6 @@ def encode(
             f"a model of {model.mask.shape} parameters and {model.buffers.shape} buffers does not fit a network of"
             f" {layout.n} parameters and {layout.b} buffers"
         )
-    known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
     lean = 0 if reference is None or coding != "float32" else _best_lean(model, reference)
     parts = [
         _HEADER.pack(
@@ -112,21 +112,23 @@ def encode(
             *(0 if reference is None else reference.checksum, lean | (_REMEMBER if message.remember else 0)),
         ),
         *map(pack_varint, (message.round, message.client + 1, message.num_examples, layout.n)),
-        _section(*encode_mask(model.mask, model.nonzero, *known)),
+        _section(*encode_mask(model.mask, layout, reference)),
         _section(*_encode_values(model, reference, lean, coding)),
         _section(*encode_floats(model.buffers, None if reference is None else reference.model.buffers)),
         pack_varint(len(message.metrics)),
-        *(_metric_name(name) + _FLOAT32.pack(figure) for name, figure in message.metrics.items()),
+        *(_metric(name, figure) for name, figure in message.metrics.items()),
         pack_varint(len(message.memory)),
     ]
     for name, vector in message.memory.items():
         if vector.shape != (layout.n,):
             raise ArgumentError(f"memory {name} has shape {vector.shape} where ({layout.n},) is needed")
-        kept = ModelState(vector, vector != 0, model.buffers)
+        kept = (
+            vector.astype(np.float32, copy=False).view(np.int32) != 0
+        )  # all but +0: a sign matters to checksums of references
         parts += [
             _name(name),
-            _section(*encode_mask(kept.mask, kept.nonzero, None, None)),
-            _section(*encode_floats(kept.values)),
+            _section(*encode_mask(kept, layout)),
+            _section(*encode_floats(vector[kept])),
         ]
     body = b"".join(parts)
     return body + _CHECKSUM.pack(zlib.crc32(body))
@@ -156,8 +158,10 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
         held = "nothing" if reference is None else f"{reference.checksum:08x}"
         raise StaleReferenceError(f"header: the message refers to {head.reference:08x}, but the receiver holds {held}")
 
-    known = (None, None) if reference is None else (reference.model.mask, reference.survivors)
-    mask = decode_mask(*reader.section("mask"), layout.n, *known)
+    if head.lean and (reference is None or reference.drift is None):
+        raise WireError(f"header: a lean of {head.lean}, but what the message refers to has no drift")
+
+    mask = decode_mask(*reader.section("mask"), layout, reference)
     prediction, classes = (None, None) if reference is None else reference.predict_at(mask, head.lean)
     count = int(np.count_nonzero(mask)) if prediction is None else len(prediction)
     values = decode_floats(*reader.section("values"), count, prediction, classes, "values")
@@ -165,9 +169,7 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
     buffers = decode_floats(*reader.section("buffers"), layout.b, old, None, "buffers")
     model = ModelState.of_values(values, mask, buffers)
     metrics = read_metrics(reader)
-    memory = _decode_memory(reader, layout.n)
-    if memory and kind != Kind.CHECKPOINT:
-        raise WireError(f"memory: {len(memory)} vectors in a message of kind {kind.name.lower()}")
+    memory = _decode_memory(reader, layout, kind)
     if reader.left:
         raise WireError(f"message: {reader.left} bytes follow the last section")
     return Message(
@@ -235,7 +237,7 @@ def open_message(data: bytes) -> tuple[Head, Reader]:
         *(round, sender - 1, num_examples, n),
     )
     kind_name = head.kind.name.lower()
-    if head.lean not in LEANS or (head.lean and not reference):
+    if head.lean not in LEANS:
         raise WireError(f"header: a lean of {head.lean} is unknown")
     if head.remember and kind != Kind.BROADCAST:
         raise WireError(f"header: only a broadcast tells to remember, not a message of kind {kind_name}")
@@ -278,13 +280,14 @@ def _best_lean(model: ModelState, reference: Reference) -> int:
         return 0
     sample = slice(None, None, 1 + len(drift) // _SAMPLES)
     step = drift[sample]
-    moved = (model.at(reference.model.mask) - reference.model.values)[sample]
     kept = model.mask[reference.survivors[sample]]
 
     def bits(lean: int) -> float:
         return float(np.log2(np.abs(moved - np.float32(lean / 8) * step)[kept] + np.float32(1e-12)).sum())
 
-    return min(LEANS, key=bits)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = (model.at(reference.model.mask) - reference.model.values)[sample]
+        return min(LEANS, key=bits)
 
 
 def _section(encoding: int, data: bytes) -> bytes:
@@ -298,18 +301,25 @@ def _name(name: str) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-def _metric_name(name: str) -> bytes:
-    return bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
+def _metric(name: str, figure: float) -> bytes:
+    code = bytes([_METRIC_NAMES.index(name)]) if name in _METRIC_NAMES[1:] else b"\0" + _name(name)
+    try:
+        return code + _FLOAT32.pack(figure)
+    except OverflowError:
+        raise ArgumentError(f"the metric {name} is {figure}, which is beyond float32") from None
 
 
-def _decode_memory(reader: Reader, n: int) -> dict[str, Floats]:
+def _decode_memory(reader: Reader, layout: ParameterLayout, kind: Kind) -> dict[str, Floats]:
     memory: dict[str, Floats] = {}
-    for _ in range(reader.varint("memory")):
+    declared = reader.varint("memory")
+    if declared and kind != Kind.CHECKPOINT:
+        raise WireError(f"memory: {declared} vectors in a message of kind {kind.name.lower()}")
+    for _ in range(declared):
         name = reader.name("memory")
-        mask = decode_mask(*reader.section("memory"), n, None, None)
-        count = int(np.count_nonzero(mask))
-        values = decode_floats(*reader.section("memory"), count, None, None, "memory")
         if name in memory:
             raise WireError(f"memory: two vectors are called {name}")
+        mask = decode_mask(*reader.section("memory"), layout, section="memory")
+        count = int(np.count_nonzero(mask))
+        values = decode_floats(*reader.section("memory"), count, None, None, "memory")
         memory[name] = ModelState.of_values(values, mask, np.zeros(0, np.float32)).w
     return memory

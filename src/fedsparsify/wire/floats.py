@@ -89,7 +89,7 @@ def encode_floats(
         values: what to send.
         prediction: float32[k] that the receiver can compute; zeros if None.
         classes: of the values; one for all if None.
-        coding: ``float32`` loses nothing.
+        coding: ``float32`` loses nothing, nor do the others where a rounded value would be beyond float32.
 
     Returns:
         The number of the encoding, and the bytes.
@@ -97,10 +97,12 @@ def encode_floats(
     values = np.ascontiguousarray(values, "<f4")
     if prediction is None:
         prediction = np.zeros_like(values)
-    if coding == "bfloat16":
-        return _BFLOAT16, _encode_bfloat16(values - prediction)
-    if coding == "int8":
-        return _INT8, _encode_int8(values - prediction)
+    if coding != "float32":
+        with np.errstate(over="ignore", invalid="ignore"):
+            encoding, data, rounded = (_encode_bfloat16 if coding == "bfloat16" else _encode_int8)(values - prediction)
+            if np.isfinite(prediction + rounded).all():
+                return encoding, data
+        # Where rounding leads beyond float32, nothing is rounded.
     raw = values.tobytes()
     if len(values) == 0:
         return _RAW, raw
@@ -126,10 +128,9 @@ def decode_floats(
         try:
             if encoding in (_SHARED, _BY_CLASS):
                 values = _decode_distances(encoding, data, prediction, classes or _one_class(count))
-            elif encoding == _BFLOAT16:
-                values = prediction + _decode_bfloat16(data, count)
-            elif encoding == _INT8:
-                values = prediction + _decode_int8(data, count)
+            elif encoding in (_BFLOAT16, _INT8):
+                with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+                    values = prediction + (_decode_bfloat16 if encoding == _BFLOAT16 else _decode_int8)(data, count)
             else:
                 raise WireError(f"encoding {encoding} is unknown")
         except WireError as error:
@@ -253,10 +254,11 @@ def _one_class(count: int) -> Classes:
 # With loss ------------------------------------------------------------------------------------------------------------
 
 
-def _encode_bfloat16(difference: Floats) -> bytes:
+def _encode_bfloat16(difference: Floats) -> tuple[int, bytes, Floats]:
     bits = difference.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
-    return _encode_bytes([(rounded >> 8).astype(np.uint8), rounded.astype(np.uint8)])
+    data = _encode_bytes([(rounded >> 8).astype(np.uint8), rounded.astype(np.uint8)])
+    return _BFLOAT16, data, (rounded << 16).view(np.float32)
 
 
 def _decode_bfloat16(data: bytes, count: int) -> Floats:
@@ -264,11 +266,11 @@ def _decode_bfloat16(data: bytes, count: int) -> Floats:
     return (((high.astype(np.uint32) << 8) | low) << 16).view(np.float32)
 
 
-def _encode_int8(difference: Floats) -> bytes:
+def _encode_int8(difference: Floats) -> tuple[int, bytes, Floats]:
     scale = _block_scales(difference)
     spread = np.repeat(np.where(scale > 0, scale, 1), _LOSSY_BLOCK)[: len(difference)]
     steps = np.clip(np.rint(difference / spread), -127, 127).astype(np.int8)
-    return scale.tobytes() + _encode_bytes([steps.view(np.uint8)])
+    return _INT8, scale.tobytes() + _encode_bytes([steps.view(np.uint8)]), steps * spread
 
 
 def _decode_int8(data: bytes, count: int) -> Floats:
@@ -304,6 +306,8 @@ def _decode_bytes(data: bytes, counts: list[int]) -> list[NDArray[np.uint8]]:
     if len(data) < 2:
         raise WireError(f"{len(data)} bytes are too few")
     (size,) = struct.unpack_from("<H", data)
+    if 2 + size > len(data):
+        raise WireError(f"statistics of {size} bytes do not fit {len(data)} bytes")
     weights = np.frombuffer(_inflate(data[2 : 2 + size], len(counts) * _SYMBOLS), np.uint8).reshape(-1, _SYMBOLS)
     coder = _decoder(data[2 + size :])
     columns = [

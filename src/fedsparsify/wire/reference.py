@@ -54,7 +54,8 @@ class Reference:
         if known is None:
             values = self.model.values
             if self.drift is not None and lean:
-                values = values + np.float32(lean / 8) * self.drift
+                with np.errstate(over="ignore", invalid="ignore"):  # infinite is as good a prediction as any
+                    values = values + np.float32(lean / 8) * self.drift
             known = self._predictions[lean] = (values, Classes(rank_classes(self._scale, values)))
         return known
 
@@ -89,13 +90,15 @@ class Reference:
             begin = int(end)
             if at.stop == at.start:
                 continue
-            mean = size[at].mean()
+            mean = np.cumsum(size[at])[-1] / (at.stop - at.start)  # not np.sum: its order is not the format's
             if len(slot.shape) < 2 or mean == 0:
                 scale[at] = mean
                 continue
             rows, columns = np.divmod(self.survivors[at] - slot.offset, slot.size // slot.shape[0])
-            scale[at] = _means(rows, size[at])[rows] * _means(columns, size[at])[columns] / mean
-        return scale.astype(np.float32)
+            with np.errstate(invalid="ignore"):
+                scale[at] = _means(rows, size[at])[rows] * _means(columns, size[at])[columns] / mean
+        with np.errstate(over="ignore"):
+            return scale.astype(np.float32)
 
 
 def _means(group: NDArray[np.intp], size: NDArray[np.float64]) -> NDArray[np.float64]:
