@@ -257,9 +257,9 @@ def _decode_metrics(reader: Reader) -> dict[str, float]:
         name = _METRIC_NAMES[code] or reader.name("metrics")
         (figure,) = _FLOAT32.unpack(reader.take("metrics", _FLOAT32.size))
         if not np.isfinite(figure):
-            raise WireError(f"metrics: {name} is {figure}, which is not a finite number")
+            raise WireError(f"metrics: {name!r} is {figure}, which is not a finite number")
         if name in metrics:
-            raise WireError(f"metrics: two of them are called {name}")
+            raise WireError(f"metrics: two of them are called {name!r}")
         metrics[name] = figure
     return metrics
 
@@ -272,7 +272,7 @@ def _decode_memory(reader: Reader, n: int, kind: Kind) -> dict[str, Floats]:
     for _ in range(declared):
         name = reader.name("memory")
         if name in memory:
-            raise WireError(f"memory: two vectors are called {name}")
+            raise WireError(f"memory: two vectors are called {name!r}")
         mask = decode_mask(*reader.section("memory"), n, None, None, "memory")
         count = int(np.count_nonzero(mask))
         values = decode_floats(*reader.section("memory"), count, None, None, "memory")
