@@ -153,7 +153,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "is a broadcast": (altered(kind=Kind.BROADCAST, num_examples=0), "not a message of kind broadcast"),
     "regrows": (regrown, "parameters that were pruned before have come back"),
     "claims absurdly many examples": (altered(num_examples=2**63), "more than any client has"),
-    "measures NaN": (lambda u, base: honest(Message(**{**vars(u), "metrics": {"loss": np.nan}}), base), "'loss' is nan"),
+    "measures NaN": (lambda u, base: honest(Message(**{**vars(u), "metrics": {"loss": np.nan}}), base), "loss' is nan"),
 }
 
 
