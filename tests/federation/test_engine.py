@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "is a broadcast": (altered(kind=Kind.BROADCAST, num_examples=0), "not a message of kind broadcast"),
     "regrows": (regrown, "parameters that were pruned before have come back"),
     "claims absurdly many examples": (altered(num_examples=2**62), "more than any client has"),
-    "measures NaN": (altered(metrics={"loss": np.nan}), "loss is nan"),
+    "measures NaN": (altered(metrics={"loss": np.nan}), "loss' is nan"),
     "lost its trend": (lambda u, reference: honest(u, Reference(reference.model, LAYOUT)), "the message refers to"),
 }
 

@@ -175,7 +175,7 @@ def test_a_memory_vector_that_comes_twice_is_not_made_twice() -> None:
     once = of_network(layout, spec.CHECKPOINT, memory=b"\1" + vector)
     twice = of_network(layout, spec.CHECKPOINT, memory=b"\2" + vector + vector)
     needed = peak_of(lambda: decode(once, layout))
-    assert refused_at(twice, layout, "memory: two vectors are called v") < needed + 50_000
+    assert refused_at(twice, layout, "memory: two vectors are called 'v'") < needed + 50_000
 
 
 @pytest.mark.parametrize("field", ["metrics", "memory"])

@@ -146,6 +146,7 @@ MASKS = {
         full(mask=section(3, coded_mask(list(MASK), None, bytes(8)))),
         "mask: more coded bits are there than",
     ),
+    "impossible words": (full(mask=section(3, b"\x08" + b"\xff" * 8)), "mask: the coded bits are damaged"),
     "a section beyond the end": (full(mask=b"\2" + varint(10**6)), "mask: 1000000 bytes are declared, "),
     "a section of 2^63 - 1": (full(mask=b"\2" + varint(2**63 - 1)), "mask: 9223372036854775807 bytes are declared, "),
     "overlong length": (full(mask=b"\2\x82\0\0\0"), "mask: a number is longer than it need be"),
@@ -227,12 +228,16 @@ VECTORS = {
 _TWO = varint(2)
 METRICS = {
     "an unknown code": (varint(1) + b"\4" + ONE, "code 4 is unknown"),
-    "NaN": (varint(1) + b"\1" + floats([NAN]), "loss is nan, which is not a finite number"),
-    "infinite": (varint(1) + b"\2" + floats([INF]), "seconds is inf, which is not a finite number"),
-    "infinite named": (varint(1) + b"\0\1a" + floats([-INF]), "a is -inf, which is not a finite number"),
-    "one twice": (_TWO + (b"\3" + ONE) * 2, "two of them are called native"),
-    "one twice by name": (_TWO + (b"\0\1a" + ONE) * 2, "two of them are called a"),
-    "loss by code and by name": (_TWO + b"\1" + ONE + b"\0\4loss" + ONE, "two of them are called loss"),
+    "NaN": (varint(1) + b"\1" + floats([NAN]), "'loss' is nan, which is not a finite number"),
+    "infinite": (varint(1) + b"\2" + floats([INF]), "'seconds' is inf, which is not a finite number"),
+    "infinite named": (varint(1) + b"\0\1a" + floats([-INF]), "'a' is -inf, which is not a finite number"),
+    "a name that would forge a line of a log": (
+        varint(1) + b"\0\5\nroot" + floats([NAN]),
+        r"'\nroot' is nan, which is not a finite number",
+    ),
+    "one twice": (_TWO + (b"\3" + ONE) * 2, "two of them are called 'native'"),
+    "one twice by name": (_TWO + (b"\0\1a" + ONE) * 2, "two of them are called 'a'"),
+    "loss by code and by name": (_TWO + b"\1" + ONE + b"\0\4loss" + ONE, "two of them are called 'loss'"),
     "a name of no bytes": (varint(1) + b"\0\0" + ONE, "a name of 0 bytes is not 1 to 64"),
     "a name of 65 bytes": (varint(1) + b"\0\x41" + b"a" * 65 + ONE, "a name of 65 bytes is not 1 to 64"),
     "a name that is not ASCII": (varint(1) + b"\0\2\xc3\xa4" + ONE, "a name of 2 bytes is not 1 to 64 ASCII"),
@@ -241,7 +246,7 @@ METRICS = {
 
 _EMPTY = section(3, b"\0") + section(0, b"")
 MEMORY = {
-    "one twice": (_TWO + (b"\1v" + _EMPTY) * 2, "two vectors are called v"),
+    "one twice": (_TWO + (b"\1v" + _EMPTY) * 2, "two vectors are called 'v'"),
     "a name of no bytes": (varint(1) + b"\0" + _EMPTY, "a name of 0 bytes is not 1 to 64"),
     "a name of 65 bytes": (varint(1) + b"\x41" + b"v" * 65 + _EMPTY, "a name of 65 bytes is not 1 to 64"),
     "a name that is not ASCII": (varint(1) + b"\1\xff" + _EMPTY, "a name of 1 bytes is not 1 to 64 ASCII"),

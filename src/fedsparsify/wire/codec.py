@@ -260,9 +260,9 @@ def read_metrics(reader: Reader) -> dict[str, float]:
         name = _METRIC_NAMES[code] or reader.name("metrics")
         (figure,) = _FLOAT32.unpack(reader.take("metrics", _FLOAT32.size))
         if not np.isfinite(figure):
-            raise WireError(f"metrics: {name} is {figure}, which is not a finite number")
+            raise WireError(f"metrics: {name!r} is {figure}, which is not a finite number")
         if name in metrics:
-            raise WireError(f"metrics: two of them are called {name}")
+            raise WireError(f"metrics: two of them are called {name!r}")
         metrics[name] = figure
     return metrics
 
@@ -317,7 +317,7 @@ def _decode_memory(reader: Reader, layout: ParameterLayout, kind: Kind) -> dict[
     for _ in range(declared):
         name = reader.name("memory")
         if name in memory:
-            raise WireError(f"memory: two vectors are called {name}")
+            raise WireError(f"memory: two vectors are called {name!r}")
         mask = decode_mask(*reader.section("memory"), layout, section="memory")
         count = int(np.count_nonzero(mask))
         values = decode_floats(*reader.section("memory"), count, None, None, "memory")
