@@ -210,7 +210,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const int pixels = most_pixels(width);
     const int tile = (pixels * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, 16, 20480 / tile, s.inputs));
+                         columns_for(survivors, s.outputs, s.inputs, 24, 20480 / tile, s.inputs));
     pair_up(forward, static_cast<int32_t>(s.stride_w * in.px));
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
@@ -244,7 +244,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                 }
             const int delta_tile = (pixels + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, 16, 20480 / delta_tile, s.outputs));
+                                    columns_for(survivors, s.inputs, s.outputs, 24, 20480 / delta_tile, s.outputs));
             pair_up(phase.rows, static_cast<int32_t>(delta->px));
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
