@@ -220,7 +220,7 @@ std::pair<double, double> peak(const std::string& target) {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Sparse CPU kernels and the compiled local trainer.";
-    m.attr("version") = 2;
+    m.attr("version") = 3;
     m.def("targets", [] {
         std::vector<std::string> names;
         for (const char* name : {"avx512", "avx2", "portable"})

@@ -28,7 +28,7 @@ struct Rows {
     const int32_t* stop;
     const int32_t* offset;
     int rows, blocks;
-    // gather_conv only: the entries up to pairs[b * rows + r] come in twos, the second one pixel after the first, so
+    // Convolutions only: the entries up to pairs[b * rows + r] come in twos, the second one pixel after the first, so
     // that all pixels but one are read once for both.
     const int32_t* pairs;
 };

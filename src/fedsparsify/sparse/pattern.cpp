@@ -57,9 +57,8 @@ void keep_together(std::vector<Entry>& entries, std::size_t group) {
     }
 }
 
-// Moves the entries of each row in each block that have a neighbour `step` floats on to its front, two by two, as many
-// as make up a multiple of `group` entries.
-void pair_up(RowIndex& rows, int32_t step, int32_t group) {
+// Moves the entries of each row in each block that have a neighbour `step` floats on to its front, two by two.
+void pair_up(RowIndex& rows, int32_t step) {
     for (std::size_t s = 0; s + 1 < rows.start.size(); ++s) {
         std::vector<std::pair<int32_t, int32_t>> all, single;  // offset and entry
         for (auto i = static_cast<std::size_t>(rows.start[s]); i < static_cast<std::size_t>(rows.start[s + 1]); ++i)
@@ -74,8 +73,7 @@ void pair_up(RowIndex& rows, int32_t step, int32_t group) {
                 single.push_back(all[i]);
             }
         }
-        const auto paired = static_cast<int32_t>(sorted.size()) / group * group;
-        rows.pairs.push_back(rows.start[s] + paired);
+        rows.pairs.push_back(rows.start[s] + static_cast<int32_t>(sorted.size()));
         sorted.insert(sorted.end(), single.begin(), single.end());
         for (std::size_t i = 0; i < sorted.size(); ++i) {
             rows.offset[static_cast<std::size_t>(rows.start[s]) + i] = sorted[i].first;
@@ -212,8 +210,8 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     const int pixels = most_pixels(width);
     const int tile = (pixels * s.stride_w + s.kernel_w - 1) * s.kernel_h * width * 4;
     forward = index_rows(entries, s.outputs, s.inputs,
-                         columns_for(survivors, s.outputs, s.inputs, 16, 20480 / tile, s.inputs));
-    pair_up(forward, static_cast<int32_t>(s.stride_w * in.px), 2);
+                         columns_for(survivors, s.outputs, s.inputs, 24, 20480 / tile, s.inputs));
+    pair_up(forward, static_cast<int32_t>(s.stride_w * in.px));
     index.swap(forward.entry);
     std::vector<int32_t> place(static_cast<std::size_t>(s.outputs) * static_cast<std::size_t>(s.taps()), -1);
     for (std::size_t i = 0; i < index.size(); ++i) place[static_cast<std::size_t>(index[i])] = static_cast<int32_t>(i);
@@ -225,6 +223,7 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
     keep_together(entries, value_group);
     gradient = index_rows(entries, s.outputs, s.inputs,
                           columns_for(survivors, s.outputs, s.inputs, 12, 24576 / box, s.inputs));
+    pair_up(gradient, static_cast<int32_t>(s.stride_w * in.px));
     for (int32_t& e : gradient.entry) e = place[static_cast<std::size_t>(e)];
 
     if (!delta) return;
@@ -245,8 +244,8 @@ ConvPattern::ConvPattern(const uint8_t* mask, const ConvShape& s, const Tensor& 
                 }
             const int delta_tile = (pixels + s.kernel_w - 1) * s.kernel_h * width * 4;
             phase.rows = index_rows(transposed, s.inputs, s.outputs,
-                                    columns_for(survivors, s.inputs, s.outputs, 16, 20480 / delta_tile, s.outputs));
-            pair_up(phase.rows, static_cast<int32_t>(delta->px), 2);
+                                    columns_for(survivors, s.inputs, s.outputs, 24, 20480 / delta_tile, s.outputs));
+            pair_up(phase.rows, static_cast<int32_t>(delta->px));
             check_inside(phase.rows.offset, delta->origin,
                          (phase.height - 1) * delta->row + (phase.width - 1) * delta->px + delta->px, delta->block,
                          "a convolution's gradient");
