@@ -157,9 +157,9 @@ def inspect(
                 f"{path} cannot be read ({error.strerror}): name a file such as runs/NAME/model.fsp"
             ) from error
         try:
-            explained = explain(message_in(path.name, content))
+            explained = explain(message_in(content))
         except WireError as error:
-            raise WireError(f"{path} is no FedSparsify message ({error})") from error
+            raise WireError(f"{path} cannot be explained ({error}): name a whole *.fsp file of this version") from error
         _print_explanation(path, len(content), explained)
 
 

@@ -285,6 +285,7 @@ def _drive(
         participation=settings.federation.participation,
         min_clients=settings.federation.min_clients,
         link_memory=settings.wire.link_memory << 20,
+        trends=settings.wire.uplink == "float32",
     )
     with ExitStack() as stack:
         stack.callback(run.close)

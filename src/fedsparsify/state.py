@@ -1,4 +1,4 @@
-"""The few frozen records that travel between server and clients.
+"""The few records that travel between server and clients; nothing in them is ever changed.
 
 All vectors are flat and follow one :class:`~fedsparsify.layout.ParameterLayout`: position i of ``w`` and of ``mask``
 is the same parameter on the server and on every client.
@@ -33,6 +33,7 @@ class ModelState:
     def __init__(self, w: Floats, mask: Mask, buffers: Floats) -> None:
         self._w: Floats | None = w
         self._values: Floats | None = None
+        self._survivors: NDArray[np.intp] | None = None
         self.mask = mask
         self.buffers = buffers
 
@@ -40,8 +41,11 @@ class ModelState:
     def of_values(cls, values: Floats, mask: Mask, buffers: Floats) -> ModelState:
         """Make a model from float32[k], its survivors in ascending order of position."""
         model = cls.__new__(cls)
-        model._w, model._values, model.mask, model.buffers = None, values, mask, buffers
+        model._w, model._values, model._survivors, model.mask, model.buffers = None, values, None, mask, buffers
         return model
+
+    def __repr__(self) -> str:
+        return f"ModelState({self.nonzero} of {self.mask.size} parameters, {self.buffers.size} buffers)"
 
     @property
     def w(self) -> Floats:
@@ -58,11 +62,23 @@ class ModelState:
             self._values = self._w if self.mask.all() else self._w[self.mask]
         return self._values
 
+    @property
+    def survivors(self) -> NDArray[np.intp]:
+        """intp[k], their positions, ascending."""
+        if self._survivors is None:
+            self._survivors = np.flatnonzero(self.mask)
+        return self._survivors
+
     def at(self, mask: Mask) -> Floats:
         """Return the parameters at the positions of bool[n]; nothing of size n is kept."""
         if mask is self.mask:
             return self.values
-        return (self._spread() if self._w is None else self._w)[mask]
+        if self._w is not None:
+            return self._w[mask]
+        within = mask[self.survivors]
+        if np.count_nonzero(within) == np.count_nonzero(mask):
+            return self.values[within]
+        return self._spread()[mask]
 
     def _spread(self) -> Floats:
         assert self._values is not None

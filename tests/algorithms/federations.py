@@ -183,6 +183,8 @@ class Setup:
                 rounds=rounds,
                 seed=seed,
                 participation=participation,
+                link_memory=settings.wire.link_memory << 20,
+                trends=settings.wire.uplink == "float32",
             ).run(
                 start or ServerState(0, ModelState(w, np.ones(layout.n, np.bool_), buffers)),
                 [outcome, *observers],

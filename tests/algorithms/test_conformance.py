@@ -47,6 +47,7 @@ VARIANTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "local, average": {"method": {"name": "fedsparsify-local", "merge": "average"}},
     "global, int8": {"method": {"name": "fedsparsify-global"}, "wire": {"uplink": "int8"}},
     "local, bfloat16": {"method": {"name": "fedsparsify-local"}, "wire": {"uplink": "bfloat16"}},
+    "global, nothing remembered": {"method": {"name": "fedsparsify-global"}, "wire": {"link_memory": 0}},
 }
 
 # "auto" changes from torch to native kernels as the network shrinks, where these are built.
@@ -61,6 +62,8 @@ SETUPS = {
     for name, method in {**METHODS, **VARIANTS}.items()
     for network in (NETWORKS if name in METHODS else ["dense"])
 }
+if available():  # "auto" works in processes, native in threads: what clients keep takes another way
+    SETUPS["global, int8-dense, native"] = Setup(VARIANTS["global, int8"], dense_net, "native")
 every_setup = pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 _runs: dict[int, Outcome] = {}
 
@@ -166,6 +169,12 @@ def test_the_same_seed_gives_the_same_bits(setup: Setup) -> None:
     assert again.bits == run.bits
     assert again.records == run.records
     assert setup.run(seed=2, initial_seed=1).bits[1:] != run.bits[1:]
+
+
+def test_what_is_remembered_changes_no_bit() -> None:
+    forgetful, run = reference(SETUPS["global, nothing remembered-dense"]), reference(SETUPS["global-dense"])
+    assert forgetful.bits == run.bits
+    assert without_bytes(forgetful.records) == without_bytes(run.records)
 
 
 class _Killed(Exception):

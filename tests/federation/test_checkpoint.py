@@ -155,7 +155,7 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("checkpoint.fsp", lambda path: path.write_bytes(bytes(500)), "another configuration"),
     ("checkpoint.fsp", Path.unlink, "checkpoint.fsp is missing though rounds are recorded"),
     ("checkpoint.fsp", as_folder, "checkpoint.fsp cannot be read"),
-    ("checkpoint.fsp", as_update, "is a message of kind model, not a checkpoint"),
+    ("checkpoint.fsp", as_update, "a message of kind model where one of kind checkpoint is due"),
     ("metrics.jsonl", cut, "metrics.jsonl cannot be used"),
     ("metrics.jsonl", without_first_line, "line 1 is not of round 0"),
     ("metrics.jsonl", Path.unlink, "holds 0 of the 4 records up to the checkpoint of round 3"),

@@ -3,58 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
 
+from fedsparsify.algorithms import Method, fedavg
 from fedsparsify.errors import StaleReferenceError, WireError
-from fedsparsify.federation import Held, Links, receive
-from fedsparsify.federation.links import mean_step, uplink_reference
+from fedsparsify.federation import Client, Held, Links, receive
+from fedsparsify.federation.links import mean_step, step_between
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import ModelState
-from fedsparsify.wire import Kind, Message, decode, encode
+from fedsparsify.tune import Tuned
+from fedsparsify.wire import Coding, Kind, Message, decode, encode
 
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(60, 40), nn.BatchNorm1d(40)))
 PLENTY = 1 << 20
 
 
-class Federation:
-    """A server and its clients, without training: clients move by fixed small steps."""
+class Steady:
+    """In the place of a tuner: every client moves by a small step of its own, and some noise."""
 
-    def __init__(self, clients: int, memory: int = PLENTY) -> None:
-        self.links = Links(LAYOUT, clients, memory)
+    layout = LAYOUT
+
+    def __init__(self, clients: int) -> None:
+        self.pull = np.random.default_rng(1).normal(size=(clients, LAYOUT.n)).astype(np.float32) * np.float32(0.01)
+        self.trained: dict[int, ModelState] = {}
+
+    def tune(self, start: ModelState, data: object, *, seed: int, round: int, client: int) -> Tuned:
+        noise = np.random.default_rng([round, client]).normal(size=LAYOUT.n).astype(np.float32) * np.float32(0.001)
+        w = np.where(start.mask, start.w + self.pull[client] + noise, 0).astype(np.float32)
+        self.trained[client] = ModelState(w, start.mask, start.buffers + 1)
+        return Tuned(self.trained[client], 0.5, "torch")
+
+
+class Federation:
+    """A server and its clients, without training."""
+
+    def __init__(self, clients: int, memory: int = PLENTY, method: Method | None = None, **client: Any) -> None:
+        self.links = Links(LAYOUT, clients, memory, client.get("coding", "float32") == "float32")
+        self.tuner = Steady(clients)
+        self.clients = [
+            Client(k, [0] * 5, method or fedavg(), self.tuner, seed=1, **client)  # type: ignore[arg-type]
+            for k in range(clients)
+        ]
         self.held = {k: Held() for k in range(clients)}
-        self.rng = np.random.default_rng(1)
-        self.model = ModelState(
-            self.rng.normal(size=LAYOUT.n).astype(np.float32),
-            np.ones(LAYOUT.n, np.bool_),
-            np.zeros(LAYOUT.b, np.float32),
-        )
-        self.pull = self.rng.normal(size=(clients, LAYOUT.n)).astype(np.float32) * np.float32(0.01)
+        w = np.random.default_rng(2).normal(size=LAYOUT.n).astype(np.float32)
+        self.model = ModelState(w, np.ones(LAYOUT.n, np.bool_), np.zeros(LAYOUT.b, np.float32))
         self.t = 0
+        self.arrived: dict[int, ModelState] = {}
 
     def round(self, clients: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        """Take one round; everyone answers, and every model arrives bit for bit."""
+        """Take one round; everyone answers, and what is not rounded arrives bit for bit."""
         self.t += 1
         chosen = list(clients)
         down, up = self.links.broadcast(self.t, self.model, chosen), {}
         for k in chosen:
             received = receive(down[k], self.held[k].reference, LAYOUT)
-            start = received.message.model
-            assert start.w.tobytes() == self.model.w.tobytes()
-            noise = self.rng.normal(size=LAYOUT.n).astype(np.float32) * np.float32(0.001)
-            trained = ModelState(np.where(start.mask, start.w + self.pull[k] + noise, 0), start.mask, start.buffers + 1)
-            trend = self.held[k].trend if received.message.refers and received.message.remember else None
-            up[k] = encode(Message(Kind.UPDATE, self.t, trained, k, 5), LAYOUT, uplink_reference(start, trend, LAYOUT))
-            trend = mean_step(trend, start, trained) if received.message.remember else None
-            self.held[k] = Held(received.reference, trend)
-
-            update = decode(up[k], LAYOUT, self.links.reference(k))
-            assert update.model.w.tobytes() == trained.w.tobytes()
+            assert received.message.model.w.tobytes() == self.model.w.tobytes()
+            up[k], self.held[k] = self.clients[k].answer(received, self.held[k])
+            update = decode(up[k], LAYOUT, self.links.reference(k), Kind.UPDATE)
+            if self.clients[k].coding == "float32":
+                assert update.model.at(self.model.mask).tobytes() == self.tuner.trained[k].values.tobytes()
             self.links.confirm(k, update.model)
-        mask = self.model.mask & (self.rng.random(LAYOUT.n) < 0.9)
-        self.model = ModelState(np.where(mask, self.model.w + self.pull.mean(0), 0), mask, self.model.buffers + 1)
+            self.arrived[k] = update.model
+        mask = self.model.mask & (np.random.default_rng(self.t).random(LAYOUT.n) < 0.9)
+        w = np.where(mask, self.model.w + self.tuner.pull.mean(0), 0).astype(np.float32)
+        self.model = ModelState(w, mask, self.model.buffers + 1)
         return down, up
 
 
@@ -110,7 +126,7 @@ def test_a_client_takes_broadcasts_only() -> None:
     with pytest.raises(WireError):
         receive(up[0], None, LAYOUT)
     model = encode(Message(Kind.MODEL, 0, federation.model), LAYOUT)
-    with pytest.raises(WireError, match="header: a client expects a broadcast, not a message of kind model"):
+    with pytest.raises(WireError, match="header: a message of kind model where one of kind broadcast is due"):
         receive(model, None, LAYOUT)
 
 
@@ -141,5 +157,42 @@ def test_the_mean_step_by_hand() -> None:
     moved = ModelState(np.array([2, 4, 0], np.float32), mask, none)
     pruned = ModelState(np.array([2, 0, 0], np.float32), np.array([True, False, False]), none)
     first = mean_step(None, start, moved)
-    assert first.values.tolist() == [1, 2]
-    assert mean_step(first, start, pruned).values.tolist() == [1, 1]  # what it pruned itself has not moved
+    assert first is not None and first.values.tolist() == [1, 2]
+    second = mean_step(first, start, pruned)
+    assert second is not None and second.values.tolist() == [1, 1]  # what it pruned itself has not moved
+
+
+def test_steps_that_are_not_finite_are_forgotten() -> None:
+    huge = np.array([3e38], np.float32)
+    one, none = np.ones(1, np.bool_), np.zeros(0, np.float32)
+    start, moved = ModelState(huge, one, none), ModelState(-huge, one, none)
+    assert mean_step(None, start, moved) is None
+    assert step_between(start, moved) is None
+
+
+@pytest.mark.parametrize("coding", ["int8", "bfloat16"])
+def test_what_rounding_leaves_out_is_sent_later(coding: Coding) -> None:
+    federation = Federation(1, coding=coding)
+    wanted = sent = np.zeros(LAYOUT.n)
+    for _ in range(6):
+        start = federation.model
+        federation.round([0])
+        wanted = wanted + np.where(start.mask, federation.tuner.trained[0].w - start.w, 0)
+        sent = sent + np.where(start.mask, federation.arrived[0].w - start.w, 0)
+    residual = federation.held[0].residual
+    assert residual is not None
+    alive = start.mask
+    assert np.abs(residual.w[alive]).max() > 0  # something was rounded
+    np.testing.assert_allclose((sent + residual.w)[alive], wanted[alive], atol=1e-6)
+    # Without the residual the errors of six rounds would add up: to more than one round's rounding.
+    assert np.abs((wanted - sent)[alive]).max() <= np.abs(residual.w).max() + 1e-6
+
+
+@pytest.mark.parametrize("coding", ["int8", "bfloat16"])
+def test_rounded_updates_are_the_same_whatever_is_remembered(coding: Coding) -> None:
+    plenty, nothing = Federation(2, coding=coding), Federation(2, memory=0, coding=coding)
+    for _ in range(4):
+        plenty.round([0, 1])
+        nothing.round([0, 1])
+        assert plenty.arrived[1].w.tobytes() == nothing.arrived[1].w.tobytes()
+    assert plenty.held[0].trend is None  # of no use, so nobody keeps it

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from fedsparsify.layout import ParameterLayout, Slot
 from fedsparsify.state import Floats, Mask, ModelState
-from fedsparsify.wire import Kind, Message, Reference
+from fedsparsify.wire import SERVER, Kind, Message, Reference
 from tests.wire import spec
 
 NO_BUFFERS = np.zeros(0, np.float32)
@@ -157,7 +157,7 @@ def cases(draw: st.DrawFn) -> Case:
         kind,
         draw(st.integers(0, 2**63 - 1)),
         model,
-        draw(st.integers(-1, 2**63 - 2)),
+        draw(st.integers(0, 2**63 - 2)) if kind == Kind.UPDATE else SERVER,
         draw(st.integers(1, 2**63 - 1)) if kind == Kind.UPDATE else 0,
         draw(st.dictionaries(names, finite, max_size=3)),
         draw(st.dictionaries(names, vectors(layout.n), max_size=2)) if kind == Kind.CHECKPOINT else {},

@@ -133,7 +133,7 @@ def parts_of(kind: int, parameters: Tensors, buffers: Tensors, /, **changed: byt
         "reference": bytes(4),
         "lean": b"\0",
         "round": varint(0),
-        "sender": varint(0),
+        "sender": varint(1 if kind in (UPDATE, REQUEST) else 0),
         "examples": varint(1 if kind == UPDATE else 0),
         "n": varint(n),
         "mask": section(FULL, b""),
@@ -163,14 +163,19 @@ def decode(message: bytes, parameters: Tensors, buffers: Tensors, held: Held | N
     held = held if reference else None
     need(lean in (0, 2, 4, 6, 8) and (lean == 0 or (held is not None and held.drift is not None)), "lean")
     need(not remember or kind == BROADCAST, "remember")
+    need((number["sender"] > 0) == (kind in (UPDATE, REQUEST)), "sender")
+    need(reference == 0 or kind in (BROADCAST, UPDATE), "a file or request that refers to something")
     mask = read_mask(Bytes(parts["mask"]).section(), parameters, None if held is None else held.mask)
     values = read_vector(Bytes(parts["values"]).section(), *predict(held, lean, mask, parameters))
     b = size_of(buffers)
     expected = np.zeros(b, np.float32) if held is None else held.buffers
     content = Content(kind, number["round"], number["sender"], number["examples"], remember, mask, values, expected)
     content.buffers = read_vector(Bytes(parts["buffers"]).section(), expected, np.zeros(b, np.int64))
+    need(kind != REQUEST or not (mask.any() or content.buffers.any()), "a request with a model")
     left = Bytes(parts["metrics"])
-    for _ in range(left.varint()):
+    declared = left.varint()
+    need(declared <= 64, "more than 64 metrics")
+    for _ in range(declared):
         code = left.unpack("B")
         need(code <= 3, "no such metric")
         name = METRICS[code] if code else _name(left)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsparsify.errors import ArgumentError
+from fedsparsify.errors import ArgumentError, WireError
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import Floats, ModelState
-from fedsparsify.wire import SERVER, Kind, Message, Reference, decode, encode, request_full, requests_full
+from fedsparsify.wire import SERVER, Kind, Message, Reference, decode, encode, request_full
 from tests.wire import spec
 from tests.wire.cases import (
     COMBINATIONS,
@@ -177,12 +177,11 @@ def test_a_reference_is_named_by_the_checksum_of_all_that_it_holds() -> None:
 def test_a_request_is_a_message_of_its_kind_and_of_no_survivors(n: int) -> None:
     layout = vector_layout(n, 3)
     data = request_full(layout, 7, 4)
-    assert requests_full(data)
-    got = decode(data, layout)
+    got = decode(data, layout, expected=Kind.REQUEST)
     assert (got.kind, got.round, got.client, got.model.nonzero) == (Kind.REQUEST, 7, 4, 0)
     assert_agree(spec_decode(data, layout), got)
-    assert not requests_full(encode(Message(Kind.BROADCAST, 7, got.model), layout))
-    assert not requests_full(data[:5])
+    with pytest.raises(WireError, match="header: a message of kind request where one of kind update is due"):
+        decode(data, layout, expected=Kind.UPDATE)
 
 
 def test_messages_come_from_the_server_unless_a_client_is_named() -> None:

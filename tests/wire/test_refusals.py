@@ -111,6 +111,23 @@ HEADER = {
 }
 
 NOT_WITHIN = section(4, coded_mask([True] * 3 + [False] * 7, first=8))
+KINDS = {
+    "a model that refers to something": (
+        broken("model", reference=b"\1\0\0\0"),
+        "header: a message of kind model refers",
+    ),
+    "a checkpoint from a client": (
+        broken("checkpoint", sender=varint(3)),
+        "header: sender 3 of a message of kind check",
+    ),
+    "a broadcast from a client": (broken("first", sender=varint(3)), "header: sender 3 of a message of kind broadcast"),
+    "an update from the server": (full(sender=varint(0)), "header: sender 0 of a message of kind update"),
+    "a request with survivors": (
+        broken("request", mask=section(2, b"\1\0"), values=section(0, ONE)),
+        "values: a request carries no model, but this one has 1 survivors",
+    ),
+    "65 metrics": (full(metrics=varint(65)), "metrics: 65 are more than 64"),
+}
 MASKS = {
     "unknown": (full(mask=section(5, b"")), "mask: encoding 5 is unknown"),
     "full with bytes": (full(mask=section(0, b"\1")), "mask: 1 bytes are there where none are needed"),
@@ -146,7 +163,7 @@ MASKS = {
         full(mask=section(3, coded_mask(list(MASK), None, bytes(8)))),
         "mask: more coded bits are there than",
     ),
-    "impossible words": (full(mask=section(3, b"\x08" + b"\xff" * 8)), "mask: the coded bits are damaged"),
+    "impossible words": (full(mask=section(3, b"\x08\x06" + b"\xff" * 8)), "mask: the coded bits are damaged"),
     "a section beyond the end": (full(mask=b"\2" + varint(10**6)), "mask: 1000000 bytes are declared, "),
     "a section of 2^63 - 1": (full(mask=b"\2" + varint(2**63 - 1)), "mask: 9223372036854775807 bytes are declared, "),
     "overlong length": (full(mask=b"\2\x82\0\0\0"), "mask: a number is longer than it need be"),
@@ -262,11 +279,12 @@ MEMORY = {
 
 BROKEN = {
     **{f"header: {name}": row for name, row in HEADER.items()},
+    **{f"kinds: {name}": row for name, row in KINDS.items()},
     **{f"mask: {name}": row for name, row in MASKS.items()},
     **{f"values: {name}": (full(values=part), "values: " + what) for name, (part, what) in VECTORS.items()},
     **{f"metrics: {name}": (full(metrics=part), "metrics: " + what) for name, (part, what) in METRICS.items()},
     "metrics: fewer than declared": (
-        spec.seal(full(metrics=varint(2**63 - 1))[:-5]),
+        spec.seal(full(metrics=varint(64))[:-5]),
         "metrics: 1 bytes are declared, 0",
     ),
     **{f"memory: {name}": (broken("checkpoint", memory=x), "memory: " + what) for name, (x, what) in MEMORY.items()},

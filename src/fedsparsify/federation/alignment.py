@@ -27,9 +27,9 @@ class Alignment:
         self._masks: list[NDArray[np.uint8]] = []
 
     def add(self, model: ModelState) -> None:
-        """Count one client's model in; O(survivors), and an eighth of a byte is kept for each of the broadcast's."""
+        """Count one client's model in; an eighth of a byte is kept for each survivor of the broadcast."""
         kept = None if model.mask is self._start.mask else model.mask[self._survivors]
-        values = model.values if kept is None else model.w[self._survivors]
+        values = model.at(self._start.mask)
         update = values.astype(np.float64) - self._start.values
         length = float(np.linalg.norm(update))
         if length > 0:

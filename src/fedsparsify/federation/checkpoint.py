@@ -142,14 +142,9 @@ class RunDirectory:
                 " config.toml it was run with, or start a new run"
             )
         try:
-            message = decode(content[_DIGEST_BYTES:], self._layout)
+            message = decode(content[_DIGEST_BYTES:], self._layout, expected=Kind.CHECKPOINT)
         except WireError as error:
             raise CheckpointError(f"{path} cannot be used ({error}): restore it, or start a new run") from error
-        if message.kind != Kind.CHECKPOINT:
-            raise CheckpointError(
-                f"{path} is a message of kind {message.kind.name.lower()}, not a checkpoint: restore it, or start a"
-                " new run"
-            )
         lines = self._read_records()[: message.round + 1]
         if len(lines) != message.round + 1:
             raise CheckpointError(
@@ -194,9 +189,9 @@ class RunDirectory:
         return lines
 
 
-def message_in(name: str, content: bytes) -> bytes:
+def message_in(content: bytes) -> bytes:
     """Return the message within a file of a run: all of it, but for a checkpoint's digest of the settings."""
-    return content[_DIGEST_BYTES:] if name == "checkpoint.fsp" else content
+    return content[_DIGEST_BYTES:] if content[_DIGEST_BYTES : _DIGEST_BYTES + 4] == b"FSPM" else content
 
 
 def _is_leftover(path: Path) -> bool:

@@ -9,12 +9,11 @@ import numpy as np
 
 from ..algorithms import Method
 from ..data import Dataset
-from ..errors import WireError
 from ..layout import ParameterLayout
 from ..state import ModelState
 from ..tune import Tuner
 from ..wire import Coding, Kind, Message, Reference, decode, encode
-from .links import mean_step, step_between, uplink_reference
+from .links import mean_step, step_between
 
 __all__ = ["Client", "Held", "Received", "receive"]
 
@@ -54,11 +53,11 @@ def receive(data: bytes, held: Reference | None, layout: ParameterLayout) -> Rec
         StaleReferenceError: it was coded against another one than the client holds.
         WireError: it is malformed, or no broadcast.
     """
-    message = decode(data, layout, held)
-    if message.kind != Kind.BROADCAST:
-        raise WireError(f"header: a client expects a broadcast, not a message of kind {message.kind.name.lower()}")
+    message = decode(data, layout, held, Kind.BROADCAST)
     drift = step_between(held.model, message.model) if message.refers and held is not None else None
-    return Received(message, Reference(message.model, layout, drift))
+    # Survivors only: training makes a dense copy of the message's own model, which must not be kept with this.
+    m = message.model
+    return Received(message, Reference(ModelState.of_values(m.values, m.mask, m.buffers), layout, drift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +103,20 @@ class Client:
         start = broadcast.model
         trained = self.method.client_update(start, broadcast.round, tune)
         trend = held.trend if broadcast.remember and broadcast.refers else None
-        reference = uplink_reference(start, trend, layout)
+        reference = received.reference.without_drift.with_trend(trend)
+        rounds = self.coding != "float32"
         wanted = trained
-        if self.coding != "float32" and held.residual is not None:
-            wanted = ModelState.of_values(
-                trained.values + held.residual.at(trained.mask), trained.mask, trained.buffers
-            )
+        if rounds and held.residual is not None:
+            values = trained.values + held.residual.at(trained.mask)
+            wanted = ModelState.of_values(values, trained.mask, trained.buffers)
         message = Message(Kind.UPDATE, broadcast.round, wanted, self.index, len(self.data), metrics)
         update = encode(message, layout, reference, self.coding)
-        sent, residual = wanted, None
-        if self.coding != "float32":
+        sent, residual = wanted, held.residual
+        if not np.isfinite(wanted.values).all():  # the server will refuse it, and forget
+            return update, Held(received.reference, residual=residual)
+        if rounds:
             sent = decode(update, layout, reference).model
-            left = wanted.values - sent.values
-            residual = ModelState.of_values(left, sent.mask, np.zeros(0, np.float32))
-        if not np.isfinite(sent.values).all():  # the server will refuse it, and forget
-            return update, Held(received.reference)
+            residual = ModelState.of_values(wanted.values - sent.values, sent.mask, np.zeros(0, np.float32))
         if broadcast.remember:
             trend = mean_step(trend, start, sent)
         return update, Held(received.reference, trend, residual)

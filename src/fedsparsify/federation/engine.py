@@ -18,8 +18,8 @@ from ..algorithms import Method
 from ..errors import ArgumentError, TooFewClientsError, WireError
 from ..layout import ParameterLayout
 from ..randomness import derive
-from ..state import ClientUpdate, Floats, ModelState, ServerState
-from ..wire import Kind, decode, requests_full
+from ..state import ClientUpdate, ModelState, ServerState
+from ..wire import Kind, decode, open_message
 from .alignment import Alignment
 from .links import Links
 from .transport import Reply, Transport
@@ -66,6 +66,7 @@ class Federation:
         participation: fraction of the clients that take part in a round, in (0, 1].
         min_clients: fewest usable updates that a round needs.
         link_memory: bytes that the server may spend on remembering what clients hold, see :class:`.links.Links`.
+        trends: whether updates are coded against how clients have been moving; of no use where they are rounded.
     """
 
     method: Method
@@ -78,6 +79,7 @@ class Federation:
     participation: float = 1.0
     min_clients: int = 1
     link_memory: int = 1 << 29
+    trends: bool = True
 
     def run(self, state: ServerState, observers: Sequence[Observer], *, recorded: bool = False) -> ServerState:
         """Run all rounds after ``state.round`` and return the last state.
@@ -91,11 +93,14 @@ class Federation:
             TooFewClientsError: fewer than ``min_clients`` usable updates came back; observers have seen all rounds
                 before.
         """
-        links = Links(self.layout, self.clients, self.link_memory)
+        links = Links(self.layout, self.clients, self.link_memory, self.trends)
         if state.round == 0 and not recorded:
             started = time.perf_counter()
             _tell(observers, state, self._record(state, started, _Round(self, links, 0, state.model, [])))
-        self.transport.restore(_carried(state.memory))
+        carried = {name: vector for name, vector in state.memory.items() if name.startswith(_CARRIED)}
+        self.transport.restore({name.removeprefix(_CARRIED): vector for name, vector in carried.items()})
+        # A method sees its own memory only; the clients' is added to what is kept of a round.
+        state = replace(state, memory={name: v for name, v in state.memory.items() if name not in carried})
         for t in range(state.round + 1, self.rounds + 1):
             started = time.perf_counter()
             chosen = participants(self.seed, t, self.clients, self.participation)
@@ -105,9 +110,13 @@ class Federation:
                 for observer in observers:
                     observer.client_done(t, len(round.replies), len(chosen))
             state = self.method.server_update(state, round.usable_updates(), t)
+            if any(name.startswith(_CARRIED) for name in state.memory):
+                raise ArgumentError(
+                    f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\''
+                )
             carried = {_CARRIED + name: vector for name, vector in self.transport.carried().items()}
-            state = replace(state, memory={**state.memory, **carried})
-            _tell(observers, state, self._record(state, started, round))
+            kept = replace(state, memory={**state.memory, **carried})
+            _tell(observers, kept, self._record(kept, started, round))
         return state
 
     def _exchange(self, round: _Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
@@ -116,7 +125,7 @@ class Federation:
         round.bytes_down += sum(map(len, broadcasts.values()))
         for reply in self.transport.exchange(round.t, broadcasts):
             round.bytes_up += len(reply.payload or b"")
-            if reply.payload is not None and requests_full(reply.payload):
+            if self._asks_for_all(reply, round.t):
                 lacking[reply.client] = round.links.plain(reply.client)
             else:
                 yield reply
@@ -125,6 +134,14 @@ class Federation:
             for reply in self.transport.exchange(round.t, lacking):
                 round.bytes_up += len(reply.payload or b"")
                 yield reply
+
+    def _asks_for_all(self, reply: Reply, t: int) -> bool:
+        """Whether a reply is a sound request for a broadcast in full; anything else is judged with the updates."""
+        try:
+            message = decode(reply.payload or b"", self.layout, expected=Kind.REQUEST)
+        except WireError:
+            return False
+        return (message.round, message.client) == (t, reply.client)
 
     def _record(self, state: ServerState, started: float, round: _Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
@@ -185,6 +202,7 @@ class _Round:
         self.train_loss = 0.0
         self.examples = 0
         self.backends = {"native": 0, "torch": 0}
+        self._proven = False  # whether the last update referred to this round's broadcast
 
     def usable_updates(self) -> Iterator[ClientUpdate]:
         """Decode one update at a time, in client order, and leave out what cannot be used."""
@@ -196,7 +214,10 @@ class _Round:
                 self.links.forget(k)
                 self.failures.append((k, str(error)))
                 continue
-            self.links.confirm(k, update.model)
+            if self._proven:
+                self.links.confirm(k, update.model)
+            else:  # who refers to nothing need not hold anything
+                self.links.forget(k)
             usable += 1
             self.alignment.add(update.model)
             self.seconds_train += update.metrics.get("seconds", 0.0)
@@ -204,6 +225,7 @@ class _Round:
             self.examples += update.num_examples
             self.backends["native" if update.metrics.get("native") else "torch"] += 1
             yield update
+            del update  # one at a time
         if usable < self._federation.min_clients:
             reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
             raise TooFewClientsError(
@@ -215,24 +237,22 @@ class _Round:
     def _decode(self, reply: Reply) -> ClientUpdate:
         if reply.payload is None:
             raise WireError(reply.failure)
-        message = decode(reply.payload, self._federation.layout, self.links.reference(reply.client))
-        if message.kind != Kind.UPDATE:
-            raise WireError(f"header: an update was expected, not a message of kind {message.kind.name.lower()}")
-        if message.round != self.t:
-            raise WireError(f"header: the update is of round {message.round}, but this is round {self.t}")
-        if message.client != reply.client:
-            raise WireError(f"header: the update says that it comes from client {message.client}")
-        if message.num_examples > _MOST_EXAMPLES:
-            raise WireError(f"header: {message.num_examples} examples are more than any client has")
+        head = open_message(reply.payload)[0]  # whose and when first: it says more than that a reference is stale
+        if head.kind != Kind.UPDATE:
+            raise WireError(f"header: an update was expected, not a message of kind {head.kind.name.lower()}")
+        if head.round != self.t:
+            raise WireError(f"header: the update is of round {head.round}, but this is round {self.t}")
+        if head.client != reply.client:
+            raise WireError(f"header: the update says that it comes from client {head.client}")
+        if head.num_examples > _MOST_EXAMPLES:
+            raise WireError(f"header: {head.num_examples} examples are more than any client has")
+        message = decode(reply.payload, self._federation.layout, self.links.reference(reply.client), Kind.UPDATE)
+        self._proven = message.refers
         model, allowed = message.model, self._broadcast.mask
         regrown = 0 if model.mask is allowed else len(model.values) - int(np.count_nonzero(model.mask & allowed))
         if regrown:
             raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
         return ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
-
-
-def _carried(memory: Mapping[str, Floats]) -> dict[str, Floats]:
-    return {name.removeprefix(_CARRIED): v for name, v in memory.items() if name.startswith(_CARRIED)}
 
 
 def _tell(observers: Sequence[Observer], state: ServerState, record: Record) -> None:

@@ -15,45 +15,54 @@ from ..layout import ParameterLayout
 from ..state import Floats, ModelState
 from ..wire import Kind, Message, Reference, encode
 
-__all__ = ["Links", "mean_step", "step_between", "uplink_reference"]
+__all__ = ["Links", "mean_step", "step_between"]
 
 _NO_BUFFERS = np.zeros(0, np.float32)
 _HALF = np.float32(0.5)
 
 
-def step_between(before: ModelState, after: ModelState) -> Floats:
-    """Return how the survivors of ``after`` moved, float32[k]: the drift of a broadcast coded against ``before``."""
-    return after.values - before.at(after.mask)
+def step_between(before: ModelState, after: ModelState) -> Floats | None:
+    """Return how the survivors of ``after`` moved, float32[k]: the drift of a broadcast coded against ``before``.
+
+    None where that is not finite: nothing can be foreseen of such a model, and both ends see it alike.
+    """
+    with np.errstate(over="ignore"):
+        step = after.values - before.at(after.mask)
+    return step if np.isfinite(step).all() else None
 
 
-def mean_step(trend: ModelState | None, start: ModelState, update: ModelState) -> ModelState:
-    """Return the mean step of a client after one more update, at the survivors of the broadcast.
+def mean_step(trend: ModelState | None, start: ModelState, update: ModelState) -> ModelState | None:
+    """Return the mean step of a client after one more update, at the survivors of the broadcast; None if not finite.
 
     Args:
         trend: the mean step so far, or None.
         start: the broadcast.
         update: what the client made of it; what it pruned itself counts as unmoved.
     """
-    step = update.at(start.mask) - start.values
-    if update.mask is not start.mask:
-        step[~update.mask[start.mask]] = 0
-    if trend is not None:
-        before = trend.at(start.mask)
-        step = before + _HALF * (step - before)
+    with np.errstate(over="ignore"):
+        step = update.at(start.mask) - start.values
+        if update.mask is not start.mask:
+            step[~update.mask[start.mask]] = 0
+        if trend is not None:
+            before = trend.at(start.mask)
+            step = before + _HALF * (step - before)
+    if not np.isfinite(step).all():
+        return None
     return ModelState.of_values(step, start.mask, _NO_BUFFERS)
-
-
-def uplink_reference(start: ModelState, trend: ModelState | None, layout: ParameterLayout) -> Reference:
-    """Return what a client's update is coded against: the broadcast, and how the client has been moving."""
-    return Reference(start, layout, None if trend is None else trend.at(start.mask))
 
 
 @dataclass(eq=False)
 class _Link:
-    """What the server knows of one client: the broadcast that it holds, the one before it, and its trend."""
+    """What the server knows of one client.
 
-    last: int
-    before: int | None
+    Attributes:
+        holds: round of the broadcast that the client holds.
+        since: round of the one that it was coded against, None if it was sent in full.
+        trend: mean of the client's last steps, None if unknown.
+    """
+
+    holds: int
+    since: int | None
     trend: ModelState | None
 
 
@@ -64,22 +73,26 @@ class Links:
     Attributes:
         layout: the network's layout.
         clients: number of clients there are.
-        memory: bytes that earlier broadcasts may take, and that the trends of all clients may take.
+        memory: bytes that earlier broadcasts may take, and as many that the trends of all clients may take.
+        trends: whether updates are coded against how clients have been moving.
     """
 
     layout: ParameterLayout
     clients: int
     memory: int
+    trends: bool = True
     _sent: dict[int, ModelState] = field(default_factory=dict)
     _links: dict[int, _Link] = field(default_factory=dict)
     _open: dict[int, _Link] = field(default_factory=dict)
     _plain: bytes | None = None
+    _reference: Reference = field(init=False)
     _remembers: bool = False
 
     def broadcast(self, t: int, model: ModelState, clients: Iterable[int]) -> dict[int, bytes]:
         """Encode round t's broadcast for each client, once for all that hold the same."""
         self._sent[t] = ModelState.of_values(model.values, model.mask, model.buffers)
-        self._remembers = 4 * model.nonzero * self.clients <= self.memory
+        self._remembers = self.trends and 4 * model.nonzero * self.clients <= self.memory
+        self._reference = Reference(self._sent[t], self.layout)
         self._plain = None
         self._open = {}
         self._evict()
@@ -90,11 +103,11 @@ class Links:
             if link is None:
                 messages[k] = self.plain(k)
                 continue
-            key = (link.last, link.before)
+            key = (link.holds, link.since)
             if key not in encoded:
-                encoded[key] = encode(self._message(), self.layout, self._reference(link))
+                encoded[key] = encode(self._message(), self.layout, self._held_by(link))
             messages[k] = encoded[key]
-            self._open[k] = _Link(t, link.last, link.trend if self._remembers else None)
+            self._open[k] = _Link(t, link.holds, link.trend if self._remembers else None)
         return messages
 
     def plain(self, client: int) -> bytes:
@@ -107,7 +120,7 @@ class Links:
 
     def reference(self, client: int) -> Reference:
         """Return what the client's update of this round is coded against."""
-        return uplink_reference(self._sent[self._round], self._open[client].trend, self.layout)
+        return self._reference.with_trend(self._open[client].trend)
 
     def confirm(self, client: int, update: ModelState) -> None:
         """Note that a client's update has arrived: it holds this round's broadcast."""
@@ -128,21 +141,21 @@ class Links:
     def _message(self) -> Message:
         return Message(Kind.BROADCAST, self._round, self._sent[self._round], remember=self._remembers)
 
-    def _reference(self, link: _Link) -> Reference:
-        model = self._sent[link.last]
-        drift = None if link.before is None else step_between(self._sent[link.before], model)
+    def _held_by(self, link: _Link) -> Reference:
+        model = self._sent[link.holds]
+        drift = None if link.since is None else step_between(self._sent[link.since], model)
         return Reference(model, self.layout, drift)
 
     def _evict(self) -> None:
         """Drop broadcasts that nobody holds, and the oldest ones while they take too much memory."""
-        held = {r for link in self._links.values() for r in (link.last, link.before)}
+        held = {r for link in self._links.values() for r in (link.holds, link.since)}
         for r in list(self._sent)[:-1]:
             if r not in held:
                 del self._sent[r]
         while len(self._sent) > 1 and sum(_size(model) for model in self._sent.values()) > self.memory:
             oldest = next(iter(self._sent))
             del self._sent[oldest]
-            for k in [k for k, link in self._links.items() if oldest in (link.last, link.before)]:
+            for k in [k for k, link in self._links.items() if oldest in (link.holds, link.since)]:
                 self.forget(k)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from ..algorithms import Method
@@ -15,9 +16,9 @@ from ..data import Dataset
 from ..errors import ArgumentError, FederationError, StaleReferenceError, WireError
 from ..layout import ParameterLayout
 from ..sparse import Calibration
-from ..state import Floats, ModelState
+from ..state import Floats, Mask, ModelState
 from ..tune import Evaluation, Tuner, TuneSettings
-from ..wire import Coding, Kind, Message, Reference, decode, encode, request_full
+from ..wire import Coding, Kind, Message, Reference, request_full
 from .client import Client, Held, Received, receive
 from .pool import JobFailure, Pool, can_fork, default_workers
 from .transport import Reply
@@ -25,9 +26,8 @@ from .transport import Reply
 __all__ = ["Simulator"]
 
 _TRAIN, _EVALUATE = 0, 1
-_JOB = struct.Struct("<BI")
 _EVALUATION = struct.Struct("<Qdd?")
-_SIZE = struct.Struct("<Q")
+_VECTOR = struct.Struct("<?Q")
 _NO_BUFFERS = np.zeros(0, np.float32)
 
 # A fixed size, not one per worker: sums of floats must not depend on how many workers there are.
@@ -42,27 +42,34 @@ class _Task:
     received: Received
     held: Held
 
-    def pack(self, layout: ParameterLayout) -> bytes:
-        """Write down what a worker process needs of it."""
-        m = self.received.message
-        flags = {"remember": float(m.remember), "refers": float(m.refers)}
-        kept = Message(Kind.CHECKPOINT, m.round, m.model, metrics=flags, memory=_vectors(self.held))
-        return _JOB.pack(_TRAIN, self.client) + encode(kept, layout)
 
-    @classmethod
-    def unpack(cls, client: int, message: Message, layout: ParameterLayout) -> _Task:
-        remember, refers = (bool(message.metrics[name]) for name in ("remember", "refers"))
-        broadcast = Message(Kind.BROADCAST, message.round, message.model, remember=remember, refers=refers)
-        return cls(client, Received(broadcast, Reference(message.model, layout)), _held(None, message.memory))
+def _pack(fields: Sequence[int], *vectors: NDArray[Any] | None) -> bytes:
+    """Write down whole numbers and arrays for a worker process on this machine, which may take them as they are."""
+    parts = [np.asarray([len(fields), *fields], np.int64).tobytes()]
+    for vector in vectors:
+        content = b"" if vector is None else vector.tobytes()
+        parts += [_VECTOR.pack(vector is not None, len(content)), content]
+    return b"".join(parts)
 
 
-def _vectors(held: Held) -> dict[str, Floats]:
-    vectors = {"trend": held.trend, "residual": held.residual}
-    return {name: vector.w for name, vector in vectors.items() if vector is not None}
+def _unpack(data: bytes) -> tuple[list[int], list[bytes | None]]:
+    size = 8 * (1 + int(np.frombuffer(data, np.int64, 1)[0]))
+    fields, at = np.frombuffer(data[8:size], np.int64).tolist(), size
+    vectors: list[bytes | None] = []
+    while at < len(data):
+        there, length = _VECTOR.unpack_from(data, at)
+        at += _VECTOR.size + length
+        vectors.append(data[at - length : at] if there else None)
+    return fields, vectors
 
 
-def _held(reference: Reference | None, vectors: Mapping[str, Floats]) -> Held:
-    return Held(reference, **{name: ModelState(w, w != 0, _NO_BUFFERS) for name, w in vectors.items()})
+def _sparse(values: bytes | None, mask: Mask) -> ModelState | None:
+    return None if values is None else ModelState.of_values(np.frombuffer(values, np.float32), mask, _NO_BUFFERS)
+
+
+def _kept(held: Held, mask: Mask) -> list[Floats | None]:
+    """What changes with a round, at the survivors of its broadcast: the rest of it can never matter again."""
+    return [None if vector is None else vector.at(mask) for vector in (held.trend, held.residual)]
 
 
 class Simulator:
@@ -155,23 +162,28 @@ class Simulator:
                 continue
             once[key] = received
             jobs.append(_Task(k, received, held))
-        for index, result in self._pool.run(jobs if self.threads else [task.pack(self.layout) for task in jobs]):
+        packed = jobs if self.threads else [self._pack_task(task) for task in jobs]
+        for index, result in self._pool.run(packed):
             task = jobs[index]
             if isinstance(result, JobFailure):
-                self._held.pop(task.client, None)
                 yield Reply(task.client, None, str(result))
                 continue
-            update, held = result if self.threads else self._unpack_answer(result, task.received.reference)
+            update, held = result if self.threads else _unpack_answer(result, task.received)
             self._held[task.client] = held
             yield Reply(task.client, update)
 
     def carried(self) -> Mapping[str, Floats]:
         """Return the residuals of rounded updates, by client."""
-        return {str(k): held.residual.w for k, held in self._held.items() if held.residual is not None}
+        everywhere = np.ones(self.layout.n, np.bool_)
+        residuals = {str(k): held.residual for k, held in self._held.items()}
+        return {k: residual.at(everywhere) for k, residual in residuals.items() if residual is not None}
 
     def restore(self, carried: Mapping[str, Floats]) -> None:
         """Start anew, with these residuals: broadcasts come in full after a restart."""
-        self._held = {int(k): _held(None, {"residual": w}) for k, w in carried.items()}
+        masks = {k: w.view(np.int32) != 0 for k, w in carried.items()}
+        self._held = {
+            int(k): Held(residual=ModelState.of_values(w[masks[k]], masks[k], _NO_BUFFERS)) for k, w in carried.items()
+        }
 
     def evaluate(self, model: ModelState) -> Mapping[str, float]:
         """Return ``accuracy`` (or ``mae``) and ``loss`` of a model on the whole test set.
@@ -182,8 +194,8 @@ class Simulator:
         starts = range(0, len(self._test), _SHARD)
         jobs: list[Any] = [(model, start) for start in starts]
         if not self.threads:
-            message = encode(Message(Kind.MODEL, 0, model), self.layout)
-            jobs = [_JOB.pack(_EVALUATE, start) + message for start in starts]
+            arrays = (np.packbits(model.mask), model.values, model.buffers)
+            jobs = [_pack((_EVALUATE, start), *arrays) for start in starts]
         parts: dict[int, Evaluation] = {}
         for index, result in self._pool.run(jobs):
             if isinstance(result, JobFailure):
@@ -201,21 +213,32 @@ class Simulator:
         model, start = job
         return self._tuner.evaluate(model, self._test.part(start, start + _SHARD))
 
+    def _pack_task(self, task: _Task) -> bytes:
+        m = task.received.message
+        arrays = (np.packbits(m.model.mask), m.model.values, m.model.buffers, *_kept(task.held, m.model.mask))
+        return _pack((_TRAIN, task.client, m.round, m.remember, m.refers), *arrays)
+
     def _serve(self, job: bytes) -> bytes:
         """Do a job in a worker process: the same, between bytes."""
-        kind, which = _JOB.unpack_from(job)
-        message = decode(job[_JOB.size :], self.layout)
-        if kind == _EVALUATE:
-            sums = self._work((message.model, which))
-            return _EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression)
-        update, held = self._work(_Task.unpack(which, message, self.layout))
-        kept = Message(Kind.CHECKPOINT, message.round, message.model, memory=_vectors(held))
-        return bytes(_SIZE.pack(len(update)) + update) + encode(
-            kept, self.layout, Reference(message.model, self.layout)
+        (kind, which, *rest), (bits, values, buffers, *kept) = _unpack(job)
+        assert bits is not None and values is not None and buffers is not None
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=self.layout.n).view(np.bool_)
+        # Copies, since what comes over a pipe cannot be written to, as torch wants it.
+        model = ModelState.of_values(
+            np.frombuffer(values, np.float32).copy(), mask, np.frombuffer(buffers, np.float32).copy()
         )
+        if kind == _EVALUATE:
+            sums = self._work((model, which))
+            return bytes(_EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression))
+        round, remember, refers = rest
+        broadcast = Message(Kind.BROADCAST, round, model, remember=bool(remember), refers=bool(refers))
+        held = Held(None, *(_sparse(vector, mask) for vector in kept))
+        update, held = self._work(_Task(which, Received(broadcast, Reference(model, self.layout)), held))
+        return _pack((), np.frombuffer(update, np.uint8), *_kept(held, mask))
 
-    def _unpack_answer(self, answer: bytes, reference: Reference) -> tuple[bytes, Held]:
-        (size,) = _SIZE.unpack_from(answer)
-        update, kept = answer[_SIZE.size : _SIZE.size + size], answer[_SIZE.size + size :]
-        sent = Reference(reference.model, self.layout)
-        return update, _held(reference, decode(kept, self.layout, sent).memory)
+
+def _unpack_answer(answer: bytes, received: Received) -> tuple[bytes, Held]:
+    _, (update, *kept) = _unpack(answer)
+    assert update is not None
+    mask = received.message.model.mask
+    return update, Held(received.reference, *(_sparse(vector, mask) for vector in kept))

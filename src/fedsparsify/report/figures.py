@@ -283,9 +283,9 @@ def _cost(pairs: Pairs) -> Iterator[Figure]:
         "bits",
         "Bits for each surviving value",
         "The same messages divided by the survivors that the round's clients train: float32 takes 32 bits, what the "
-        "receiver can foresee takes none. Masks and everything else are included.",
+        "receiver can foresee takes none. Masks and all else are included, also what was sent to clients that failed.",
         "Bits",
-        lambda before, r, size: 8 * size / (r.participants * before.nonzero) if r.participants else None,
+        lambda before, r, size: 8 * size / survivors if (survivors := r.participants * before.nonzero) else None,
     )
     times = [
         [(before.sparsity, r.seconds_train / r.participants, r.round) for before, r in _steps(run) if r.participants]

@@ -37,6 +37,7 @@ class HeadlineRow:
         seconds_train: local training time, summed over clients and rounds.
         seconds_wall: wall time of all rounds.
         failures: how many times a client was left out.
+        uplink: what clients round their updates to; ``"float32"`` is not at all.
     """
 
     name: str
@@ -56,6 +57,7 @@ class HeadlineRow:
     seconds_train: float
     seconds_wall: float
     failures: int
+    uplink: str
 
 
 def headline(runs: Sequence[Run]) -> list[HeadlineRow]:
@@ -89,6 +91,7 @@ def _row(run: Run, name: str) -> HeadlineRow:
         seconds_train=sum(record.seconds_train for record in run.rounds),
         seconds_wall=sum(record.seconds_round for record in run.rounds),
         failures=sum(len(record.failures) for record in run.rounds),
+        uplink=_flatten(run.config).get("wire.uplink", '"float32"').strip('"'),
     )
 
 

@@ -5,7 +5,7 @@ Nothing here knows how bytes travel, and nothing is imported above errors, layou
 
 from __future__ import annotations
 
-from .codec import SERVER, Kind, Message, decode, encode, request_full, requests_full
+from .codec import SERVER, Kind, Message, decode, encode, open_message, request_full
 from .explain import Explanation, Section, explain
 from .floats import Coding
 from .reference import Reference
@@ -21,6 +21,6 @@ __all__ = [
     "decode",
     "encode",
     "explain",
+    "open_message",
     "request_full",
-    "requests_full",
 ]

@@ -29,7 +29,6 @@ __all__ = [
     "open_message",
     "read_metrics",
     "request_full",
-    "requests_full",
 ]
 
 SERVER = -1
@@ -43,7 +42,10 @@ _FLOAT32 = struct.Struct("<f")
 _REMEMBER = 0x80  # beside the lean
 _METRIC_NAMES = ("", "loss", "seconds", "native")  # by their codes; code 0 is followed by a name
 
+_MOST_METRICS = 64
+
 _SAMPLES = 4096
+"""Survivors that the lean is chosen by: enough for its fraction, and nothing beside the coding itself."""
 
 
 class Kind(IntEnum):
@@ -54,6 +56,10 @@ class Kind(IntEnum):
     MODEL = 3
     CHECKPOINT = 4
     REQUEST = 5
+
+
+_OF_CLIENTS = (Kind.UPDATE, Kind.REQUEST)
+_REFERRING = (Kind.BROADCAST, Kind.UPDATE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +93,13 @@ class Message:
 def encode(
     message: Message, layout: ParameterLayout, reference: Reference | None = None, coding: Coding = "float32"
 ) -> bytes:
-    """Encode a message, each section in the smallest of its encodings.
+    """Encode a message, each section in the smallest of its encodings (values by expected size).
 
     Args:
         message: what to send.
         layout: the network's layout; only its digest and its number of parameters travel.
         reference: what the receiver holds already.
-        coding: of the parameters; buffers and memory are never rounded.
+        coding: of the parameters, which are rounded only where that makes them smaller; buffers and memory never are.
 
     Raises:
         ArgumentError: the model does not fit the layout, a name is not 1 to 64 ASCII characters, or a metric is beyond
@@ -105,6 +111,7 @@ def encode(
             f"a model of {model.mask.shape} parameters and {model.buffers.shape} buffers does not fit a network of"
             f" {layout.n} parameters and {layout.b} buffers"
         )
+    # Rounded values must not depend on what is remembered, so they lean on nothing: a resumed run gives the same bits.
     lean = 0 if reference is None or coding != "float32" else _best_lean(model, reference)
     parts = [
         _HEADER.pack(
@@ -122,9 +129,7 @@ def encode(
     for name, vector in message.memory.items():
         if vector.shape != (layout.n,):
             raise ArgumentError(f"memory {name} has shape {vector.shape} where ({layout.n},) is needed")
-        kept = (
-            vector.astype(np.float32, copy=False).view(np.int32) != 0
-        )  # all but +0: a sign matters to checksums of references
+        kept = vector.astype(np.float32, copy=False).view(np.int32) != 0  # all but +0
         parts += [
             _name(name),
             _section(*encode_mask(kept, layout)),
@@ -134,13 +139,17 @@ def encode(
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
-def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = None) -> Message:
+def decode(
+    data: bytes, layout: ParameterLayout, reference: Reference | None = None, expected: Kind | None = None
+) -> Message:
     """Decode and check a message.
 
     Args:
         data: the message; trusted in nothing.
         layout: the reader's own layout, which bounds everything that is allocated.
         reference: what the reader holds; it is used if the message refers to it.
+        expected: the kind that the reader takes; others are refused by their header. From a peer it must be given: a
+            checkpoint may hold any number of vectors.
 
     Raises:
         StaleReferenceError: the message refers to something that the reader does not hold.
@@ -148,6 +157,10 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
     """
     head, reader = open_message(data)
     kind = head.kind
+    if expected is not None and kind != expected:
+        raise WireError(
+            f"header: a message of kind {kind.name.lower()} where one of kind {expected.name.lower()} is due"
+        )
     if head.layout != bytes.fromhex(layout.digest) or head.n != layout.n:
         raise WireError(
             f"header: the message is of another network ({head.n} parameters, where this one has {layout.n})"
@@ -168,6 +181,8 @@ def decode(data: bytes, layout: ParameterLayout, reference: Reference | None = N
     old = None if reference is None else reference.model.buffers
     buffers = decode_floats(*reader.section("buffers"), layout.b, old, None, "buffers")
     model = ModelState.of_values(values, mask, buffers)
+    if kind == Kind.REQUEST and (count or buffers.any()):
+        raise WireError(f"values: a request carries no model, but this one has {count} survivors")
     metrics = read_metrics(reader)
     memory = _decode_memory(reader, layout, kind)
     if reader.left:
@@ -183,11 +198,6 @@ def request_full(layout: ParameterLayout, round: int, client: int) -> bytes:
         np.zeros(0, np.float32), np.zeros(layout.n, np.bool_), np.zeros(layout.b, np.float32)
     )
     return encode(Message(Kind.REQUEST, round, nothing, client), layout)
-
-
-def requests_full(data: bytes) -> bool:
-    """Whether a message seems to be such a request; :func:`decode` checks it."""
-    return len(data) > 5 and data[:4] == _MAGIC and data[5] == Kind.REQUEST
 
 
 @dataclass(frozen=True)
@@ -243,6 +253,10 @@ def open_message(data: bytes) -> tuple[Head, Reader]:
         raise WireError(f"header: only a broadcast tells to remember, not a message of kind {kind_name}")
     if (kind == Kind.UPDATE) != (num_examples > 0):
         raise WireError(f"header: {num_examples} examples in a message of kind {kind_name}")
+    if (kind in _OF_CLIENTS) != (sender > 0):
+        raise WireError(f"header: sender {sender} of a message of kind {kind_name}")
+    if reference and kind not in _REFERRING:
+        raise WireError(f"header: a message of kind {kind_name} refers to nothing, but this one to {reference:08x}")
     return head, reader
 
 
@@ -253,7 +267,10 @@ def read_metrics(reader: Reader) -> dict[str, float]:
         WireError: one of them is malformed.
     """
     metrics: dict[str, float] = {}
-    for _ in range(reader.varint("metrics")):
+    declared = reader.varint("metrics")
+    if declared > _MOST_METRICS:
+        raise WireError(f"metrics: {declared} are more than {_MOST_METRICS}")
+    for _ in range(declared):
         code = reader.take("metrics", 1)[0]
         if code >= len(_METRIC_NAMES):
             raise WireError(f"metrics: code {code} is unknown")

@@ -72,17 +72,25 @@ def explain(data: bytes) -> Explanation:
         return bytes([encoding]) + body
 
     mask = step("mask", mask_names())
+    survivors = survivors_declared(mask[0], mask[1:], head.n)
+    if not head.n or (survivors or 0) > head.n:
+        raise WireError(f"mask: {survivors} survivors are declared of {head.n} parameters")
     step("values", encoding_names())
     step("buffers", encoding_names())
     begin = reader.at
     read_metrics(reader)
     sections.append(Section("metrics", "", reader.at - begin))
     begin = reader.at
-    for _ in range(reader.varint("memory")):
-        reader.name("memory")
-        reader.section("memory")
-        reader.section("memory")
+    vectors = reader.varint("memory")
     sections.append(Section("memory", "", reader.at - begin))
+    for _ in range(vectors):
+        begin = reader.at
+        name = reader.name("memory")
+        reader.section("memory")
+        reader.section("memory")
+        sections.append(Section(f"memory {name!r}", "", reader.at - begin))
+    if reader.left:
+        raise WireError(f"message: {reader.left} bytes follow the last section")
     sections.append(Section("checksum", "CRC-32", len(data) - reader.at))
     return Explanation(
         head.kind.name.lower(),
@@ -91,7 +99,7 @@ def explain(data: bytes) -> Explanation:
         head.layout.hex(),
         f"{head.reference:08x}" if head.reference else "",
         head.n,
-        survivors_declared(mask[0], mask[1:], head.n),
+        survivors,
         head.num_examples,
         tuple(sections),
     )

@@ -89,7 +89,7 @@ def encode_floats(
         values: what to send.
         prediction: float32[k] that the receiver can compute; zeros if None.
         classes: of the values; one for all if None.
-        coding: ``float32`` loses nothing, nor do the others where a rounded value would be beyond float32.
+        coding: ``float32`` loses nothing, nor do the others where they would save nothing or lead beyond float32.
 
     Returns:
         The number of the encoding, and the bytes.
@@ -100,9 +100,9 @@ def encode_floats(
     if coding != "float32":
         with np.errstate(over="ignore", invalid="ignore"):
             encoding, data, rounded = (_encode_bfloat16 if coding == "bfloat16" else _encode_int8)(values - prediction)
-            if np.isfinite(prediction + rounded).all():
+            if np.isfinite(prediction + rounded).all() and len(data) < values.nbytes:
                 return encoding, data
-        # Where rounding leads beyond float32, nothing is rounded.
+        # Where rounding leads beyond float32, or makes nothing smaller, nothing is rounded.
     raw = values.tobytes()
     if len(values) == 0:
         return _RAW, raw

@@ -33,20 +33,57 @@ class Reference:
         self.drift = drift
         self._layout = layout
         self._predictions: dict[int, tuple[Floats, Classes]] = {}
+        self._without: Reference | None = None
+
+    @cached_property
+    def without_drift(self) -> Reference:
+        """The same model alone."""
+        if self.drift is None:
+            return self
+        return self._without or Reference(self.model, self._layout)
+
+    def with_trend(self, trend: ModelState | None) -> Reference:
+        """Return the same model with a drift, given at any mask's survivors; what is known of the model is shared."""
+        if trend is None:
+            return self
+        reference = Reference(self.model, self._layout, trend.at(self.model.mask))
+        reference._without = self
+        return reference
 
     @cached_property
     def survivors(self) -> NDArray[np.intp]:
         """intp[k], their positions, ascending."""
-        return np.flatnonzero(self.model.mask)
+        return self.model.survivors
 
     @cached_property
     def checksum(self) -> int:
-        """CRC-32 of the values, the mask, the buffers and the drift; never 0."""
-        crc = zlib.crc32(np.packbits(self.model.mask, bitorder="little").tobytes())
-        for vector in (self.model.values, self.model.buffers, self.drift):
-            if vector is not None:
-                crc = zlib.crc32(vector.astype("<f4", copy=False).tobytes(), crc)
+        """CRC-32 of the mask, the values, the buffers and the drift; never 0."""
+        crc = self._model_crc if self._without is None else self._without._model_crc
+        if self.drift is not None:
+            crc = zlib.crc32(self.drift.astype("<f4", copy=False).tobytes(), crc)
         return crc or 1
+
+    @cached_property
+    def _model_crc(self) -> int:
+        crc = zlib.crc32(np.packbits(self.model.mask, bitorder="little").tobytes())
+        for vector in (self.model.values, self.model.buffers):
+            crc = zlib.crc32(vector.astype("<f4", copy=False).tobytes(), crc)
+        return crc
+
+    @cached_property
+    def _grid(self) -> list[tuple[slice, NDArray[np.intp] | None, NDArray[np.intp] | None]]:
+        """For each tensor the slice of its survivors; their rows and columns where it has two dimensions or more."""
+        if self._without is not None:
+            return self._without._grid
+        slots = self._layout.parameters
+        ends = [0, *np.searchsorted(self.survivors, [slot.offset + slot.size for slot in slots]).tolist()]
+        grid: list[tuple[slice, NDArray[np.intp] | None, NDArray[np.intp] | None]] = []
+        for slot, begin, end in zip(slots, ends[:-1], ends[1:], strict=True):
+            rows = columns = None
+            if len(slot.shape) > 1 and end > begin:
+                rows, columns = np.divmod(self.survivors[begin:end] - slot.offset, slot.size // slot.shape[0])
+            grid.append((slice(begin, end), rows, columns))
+        return grid
 
     def predict(self, lean: int) -> tuple[Floats, Classes]:
         """Return the predicted values of the survivors, and their classes; computed once for each ``lean``."""
@@ -83,18 +120,13 @@ class Reference:
             return np.ones(len(self.survivors), np.float32)
         size = np.abs(self.drift).astype(np.float64)
         scale = np.empty(len(size), np.float64)
-        ends = np.searchsorted(self.survivors, [slot.offset + slot.size for slot in self._layout.parameters])
-        begin = 0
-        for slot, end in zip(self._layout.parameters, ends, strict=True):
-            at = slice(begin, int(end))
-            begin = int(end)
+        for at, rows, columns in self._grid:
             if at.stop == at.start:
                 continue
             mean = np.cumsum(size[at])[-1] / (at.stop - at.start)  # not np.sum: its order is not the format's
-            if len(slot.shape) < 2 or mean == 0:
+            if rows is None or columns is None or mean == 0:
                 scale[at] = mean
                 continue
-            rows, columns = np.divmod(self.survivors[at] - slot.offset, slot.size // slot.shape[0])
             with np.errstate(invalid="ignore"):
                 scale[at] = _means(rows, size[at])[rows] * _means(columns, size[at])[columns] / mean
         with np.errstate(over="ignore"):
