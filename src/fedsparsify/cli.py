@@ -5,6 +5,7 @@ A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -249,6 +250,7 @@ def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Pat
         from .report.tensorboard import TensorBoardLog
 
         observers.append(TensorBoardLog(folder / "tensorboard"))
+    gc.freeze()  # what was imported lives on: without this the collector walks through all of PyTorch in every round
     try:
         with _terminable(), display:
             work(observers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -31,7 +32,7 @@ class Alignment:
         kept = None if model.mask is self._start.mask else model.mask[self._survivors]
         values = model.at(self._start.mask)
         update = values.astype(np.float64) - self._start.values
-        length = float(np.linalg.norm(update))
+        length = math.sqrt(_square(update))
         if length > 0:
             self._directions += update / length
             self._moved += 1
@@ -46,7 +47,7 @@ class Alignment:
         k = self._moved
         if k < 2:
             return None
-        return 1.0 - (float(self._directions @ self._directions) - k) / (k * (k - 1))
+        return 1.0 - (_square(self._directions) - k) / (k * (k - 1))
 
     @property
     def mask_overlap(self) -> float | None:
@@ -56,6 +57,11 @@ class Alignment:
         if all(np.array_equal(mask, self._masks[0]) for mask in self._masks):
             return 1.0
         return float(np.mean([_jaccard(a, b) for a, b in combinations(self._masks, 2)]))
+
+
+def _square(vector: NDArray[np.float64]) -> float:
+    """Return the sum of squares; not by BLAS, whose idle threads would take the workers' cores."""
+    return float(np.square(vector).sum())
 
 
 def _jaccard(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

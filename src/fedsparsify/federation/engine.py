@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -105,11 +105,13 @@ class Federation:
             started = time.perf_counter()
             chosen = participants(self.seed, t, self.clients, self.participation)
             round = _Round(self, links, t, state.model, chosen)
-            for reply in self._exchange(round, links.broadcast(t, state.model, chosen)):
-                round.replies[reply.client] = reply
+
+            def tell(done: int, t: int = t, total: int = len(chosen)) -> None:
                 for observer in observers:
-                    observer.client_done(t, len(round.replies), len(chosen))
-            state = self.method.server_update(state, round.usable_updates(), t)
+                    observer.client_done(t, done, total)
+
+            replies = self._exchange(round, links.broadcast(t, state.model, chosen))
+            state = self.method.server_update(state, round.usable_updates(_in_order(replies, chosen, tell)), t)
             if any(name.startswith(_CARRIED) for name in state.memory):
                 raise ArgumentError(
                     f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\''
@@ -193,7 +195,6 @@ class _Round:
         self.links = links
         self.t = t
         self.chosen = chosen
-        self.replies: dict[int, Reply] = {}
         self.failures: list[tuple[int, str]] = []
         self.alignment = Alignment(broadcast)
         self.bytes_down = 0
@@ -204,12 +205,13 @@ class _Round:
         self.backends = {"native": 0, "torch": 0}
         self._proven = False  # whether the last update referred to this round's broadcast
 
-    def usable_updates(self) -> Iterator[ClientUpdate]:
+    def usable_updates(self, replies: Iterable[Reply]) -> Iterator[ClientUpdate]:
         """Decode one update at a time, in client order, and leave out what cannot be used."""
         usable = 0
-        for k in self.chosen:
+        for reply in replies:
+            k = reply.client
             try:
-                update = self._decode(self.replies[k])
+                update = self._decode(reply)
             except WireError as error:
                 self.links.forget(k)
                 self.failures.append((k, str(error)))
@@ -253,6 +255,19 @@ class _Round:
         if regrown:
             raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
         return ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
+
+
+def _in_order(replies: Iterable[Reply], chosen: Sequence[int], tell: Callable[[int], None]) -> Iterator[Reply]:
+    """Yield replies in the order of ``chosen``, each as soon as it and all before it are there: others still train."""
+    early: dict[int, Reply] = {}
+    coming, done = iter(replies), 0
+    for k in chosen:
+        while k not in early:
+            reply = next(coming)
+            early[reply.client] = reply
+            done += 1
+            tell(done)
+        yield early.pop(k)
 
 
 def _tell(observers: Sequence[Observer], state: ServerState, record: Record) -> None:
