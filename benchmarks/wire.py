@@ -15,6 +15,7 @@ Parts:
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -33,11 +34,12 @@ import numpy as np
 
 from fedsparsify import experiment
 from fedsparsify.config import load_settings
-from fedsparsify.federation import Links, Reply, Simulator
+from fedsparsify.federation import Links, Reply, Simulator, receive
+from fedsparsify.federation.links import mean_step
 from fedsparsify.layout import ParameterLayout, Slot
 from fedsparsify.merge import average_of, merge_models
 from fedsparsify.state import ClientUpdate, ModelState
-from fedsparsify.wire import Kind, Message, Reference, decode, encode, explain
+from fedsparsify.wire import Kind, Message, decode, encode, explain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "fashion-mnist"
 COMPRESS_EVERY = 10  # rounds; gzip takes longer than training does
@@ -94,9 +96,15 @@ def watched(name: str, overrides: list[str], watch: Callable[..., None]) -> Tall
     return tally
 
 
+@functools.cache
+def full_participation(overrides: tuple[str, ...]) -> Tally:
+    """Run the federation in which everyone always takes part; two parts need it."""
+    return watched("fedsparsify-global-iid", list(overrides), count_round)
+
+
 def federation(overrides: list[str]) -> dict[str, Any]:
     """Compare all bytes of a run."""
-    tally = watched("fedsparsify-global-iid", overrides, count_round)
+    tally = full_participation(tuple(overrides))
     totals = {key: sum(row[key] for row in tally.rounds) for key in ("down", "up", *RIVALS)}
     sampled = [row for row in tally.rounds if "gzip" in row]
     for name in SLOW_RIVALS:
@@ -176,7 +184,7 @@ try:
 
     SLOW_RIVALS["zstd"] = zstandard.ZstdCompressor(level=3).compress
 except ImportError:
-    print("(zstandard is not installed: its row is left out)")
+    print("(without zstandard, its row is left out: pip install 'fedsparsify[benchmarks]')")
 
 
 # Clients that come and go ---------------------------------------------------------------------------------------------
@@ -184,7 +192,7 @@ except ImportError:
 
 def absence(overrides: list[str]) -> dict[str, Any]:
     """Compare the downlink of clients that were away with that of clients that never are."""
-    full = watched("fedsparsify-global-iid", overrides, count_round)
+    full = full_participation(tuple(overrides))
     some = watched("fedsparsify-global-iid-100-clients", overrides, count_ages)
     steady = [8 * row["down"] / row["values_down"] for row in full.rounds]
     print("\n100 clients, 10 a round: downlink bits a value against full participation in the same round")
@@ -226,30 +234,40 @@ def large(overrides: list[str]) -> dict[str, Any]:
     start = ModelState.of_values(rng.normal(0, 0.05, int(mask.sum())).astype(np.float32), mask, none)
     pull = rng.normal(0, 1e-3, start.nonzero).astype(np.float32)
 
-    def update(k: int) -> ModelState:
-        noise = np.random.default_rng(k).normal(0, 5e-4, start.nonzero).astype(np.float32)
-        return ModelState.of_values(start.values + pull + noise, mask, none)
+    def merged(t: int) -> ModelState:
+        return ModelState.of_values(start.values + np.float32(0.3 * t) * pull, mask, none)
 
+    def update(k: int, t: int) -> ModelState:
+        noise = np.random.default_rng([k, t]).normal(0, 5e-4, start.nonzero).astype(np.float32)
+        return ModelState.of_values(merged(t).values + pull + noise, mask, none)
+
+    # As the engine does it, in a second round: by then both ends know how each client moves.
     links = Links(layout, 100, 1 << 30)
-    broadcast = links.broadcast(1, start, range(100))[0]
-    reference = links.reference(0)
-    payloads = [encode(Message(Kind.UPDATE, 1, update(k), k, 100), layout, reference) for k in range(100)]
+    trends: list[ModelState | None] = [None] * 100
+    held = None
+    for t in (1, 2):
+        held = receive(links.broadcast(t, merged(t), range(100))[0], held, layout).reference
+        payloads = []
+        for k in range(100):
+            message = Message(Kind.UPDATE, t, update(k, t), k, 100)
+            payloads.append(encode(message, layout, held.with_trend(trends[k])))
+            if t == 1:
+                links.confirm(k, message.model)
+                trends[k] = mean_step(None, merged(1), message.model)
+    message = Message(Kind.UPDATE, 2, update(1, 2), 1, 100)
+    full = encode(Message(Kind.BROADCAST, 1, start), layout)
     seconds = {
         "encode a broadcast in full": median(lambda: encode(Message(Kind.BROADCAST, 1, start), layout)),
-        "decode it": median(lambda: decode(broadcast, layout)),
-        "encode an update": median(
-            lambda: encode(Message(Kind.UPDATE, 1, update(1), 1, 1), layout, fresh(layout, start))
-        )
-        - median(lambda: update(1)),
-        "decode it, first of a round": median(lambda: decode(payloads[1], layout, fresh(layout, start))),
-        "decode it, others": median(lambda: decode(payloads[1], layout, reference)),
+        "decode it": median(lambda: decode(full, layout)),
+        "encode an update": median(lambda: encode(message, layout, held.with_trend(trends[1]))),
+        "decode an update": median(lambda: decode(payloads[1], layout, links.reference(1))),
     }
 
     def merge_ours() -> ModelState:
         def updates() -> Iterator[ClientUpdate]:
             for k, payload in enumerate(payloads):
-                message = decode(payload, layout, reference)
-                yield ClientUpdate(k, 1, message.model, message.num_examples)
+                message = decode(payload, layout, links.reference(k))
+                yield ClientUpdate(k, 2, message.model, message.num_examples)
 
         return merge_models(updates(), average_of, mask)
 
@@ -275,12 +293,15 @@ def large(overrides: list[str]) -> dict[str, Any]:
         print(f"| {name} | {value:.3f} |")
     print(f"\nmerging takes {ratio:.2f} of the time that dense arrays take; peak memory of all this {peak:,.0f} MB, of")
     print(f"which {sum(map(len, payloads)) / 1e6:,.0f} MB are the 100 encoded updates")
-    return {"seconds": seconds, "merge_ratio": ratio, "peak_mb": peak, "bits_up": 8 * len(payloads[0]) / start.nonzero}
-
-
-def fresh(layout: ParameterLayout, model: ModelState) -> Reference:
-    """A reference of which nothing is computed yet."""
-    return Reference(ModelState.of_values(model.values, model.mask, model.buffers), layout)
+    confirming = median(lambda: mean_step(trends[1], merged(2), update(1, 2))) - median(lambda: update(1, 2))
+    print(f"keeping a client's trend takes {confirming:.3f} s more an update")
+    return {
+        "seconds": seconds,
+        "merge_ratio": ratio,
+        "seconds_trend": confirming,
+        "peak_mb": peak,
+        "bits_up": 8 * len(payloads[0]) / start.nonzero,
+    }
 
 
 def timed(run: Callable[[], object]) -> float:

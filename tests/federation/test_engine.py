@@ -71,7 +71,7 @@ class Scripted:
             assert (received.message.kind, received.message.round) == (Kind.BROADCAST, round)
             client = Client(k, [0] * (10 + k), self.method, Stepping(), seed=1)  # type: ignore[arg-type]
             payload, kept = client.answer(received, held)
-            reference = received.reference.without_drift.with_trend(held.trend if received.message.refers else None)
+            reference = received.reference.with_trend(held.trend if received.message.refers else None)
             fault = self.faults.get((round, k))
             answer = payload if fault is None else fault(decode(payload, LAYOUT, reference), reference)
             if isinstance(answer, str):

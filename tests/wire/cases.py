@@ -44,7 +44,9 @@ def held(reference: Reference | None) -> spec.Held | None:
     if reference is None:
         return None
     model = reference.model
-    return spec.Held(model.mask, model.values, model.buffers, reference.drift)
+    base = reference._base
+    own = None if base is reference else reference.drift
+    return spec.Held(model.mask, model.values, model.buffers, base.drift, own)
 
 
 def spec_decode(data: bytes, layout: ParameterLayout, reference: Reference | None = None) -> spec.Content:
@@ -107,6 +109,9 @@ def combinations() -> Iterator[tuple[str, Case]]:
             for masks, change in _CHANGES.items():
                 for kind in (Kind.BROADCAST, Kind.UPDATE):
                     reference = reference_of(layout, 5, 1.0 if masks == "purged" else 0.5, drift)
+                    if kind == Kind.UPDATE and b:  # both with and without a mean step of its own
+                        own = np.random.default_rng(3).normal(0, 2e-3, reference.model.nonzero).astype(np.float32)
+                        reference = reference.with_trend(model_of(own, reference.model.mask))
                     message = _travelling(kind, near(reference, 6, **change))
                     yield f"{kind.name.lower()} b={b} drift={drift} {masks}", Case(message, layout, reference)
 
@@ -171,4 +176,7 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):  # close to the message's own
         values = np.nextafter(model.at(old), values)
     drift = draw(st.none() | vectors(k))
-    return Case(message, layout, Reference(model_of(values, old, draw(vectors(b))), layout, drift))
+    reference = Reference(model_of(values, old, draw(vectors(b))), layout, drift)
+    if draw(st.booleans()):
+        reference = reference.with_trend(model_of(draw(vectors(k)), old))
+    return Case(message, layout, reference)

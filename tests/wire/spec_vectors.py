@@ -36,13 +36,18 @@ class Held:
     mask: Array
     values: Array
     buffers: Array
-    drift: Array | None = None
+    step: Array | None = None
+    mean_step: Array | None = None
+
+    @property
+    def drift(self) -> Array | None:
+        return self.step if self.mean_step is None else self.mean_step
 
     @property
     def checksum(self) -> int:
-        drift = b"" if self.drift is None else self.drift.astype("<f4").tobytes()
-        crc = zlib.crc32(bitmap(self.mask) + floats(self.values) + floats(self.buffers) + drift)
-        return crc or 1
+        step = b"" if self.step is None else floats(self.step)
+        crc = zlib.crc32(bitmap(self.mask) + floats(self.values) + floats(self.buffers) + step) or 1
+        return crc if self.mean_step is None else zlib.crc32(floats(self.mean_step), crc) or 1
 
 
 def size_of(tensors: Tensors) -> int:
@@ -53,10 +58,10 @@ def scale_of(held: Held, parameters: Tensors) -> Array:
     """The scale at each position; only the reference's survivors count."""
     n = size_of(parameters)
     scale = np.ones(n, np.float32)
-    if held.drift is None:
+    if held.step is None:
         return scale
     drift = np.zeros(n, np.float64)
-    drift[held.mask] = np.abs(held.drift.astype(np.float64))
+    drift[held.mask] = np.abs(held.step.astype(np.float64))
     start = 0
     for _, shape in parameters:
         here = [i for i in range(start, start + math.prod(shape)) if held.mask[i]]
@@ -98,9 +103,10 @@ def predict(held: Held | None, lean: int, mask: Array, parameters: Tensors) -> t
             assert held.drift is not None
             with np.errstate(over="ignore"):
                 values = (values + np.float32(lean / 8) * held.drift).astype(np.float32)
-        prediction[held.mask] = values
+        prediction[held.mask] = held.values.astype(np.float32)
         difference = exponent(scale_of(held, parameters)) - exponent(prediction) + 16
         classes[held.mask] = np.clip(difference, 0, 31)[held.mask]
+        prediction[held.mask] = values
     return prediction[mask], classes[mask]
 
 

@@ -16,6 +16,7 @@ from tests.wire.cases import (
     COMBINATIONS,
     Case,
     cases,
+    held,
     layout_of,
     model_of,
     near,
@@ -158,7 +159,8 @@ def test_a_reference_is_named_by_the_checksum_of_all_that_it_holds() -> None:
     assert case.reference is not None
     assert case.reference.drift is not None
     model, drift = case.reference.model, case.reference.drift
-    known = spec.Held(model.mask, model.values, model.buffers, drift)
+    known = held(case.reference)
+    assert known is not None and known.mean_step is not None and known.step is not None
     assert case.reference.checksum == known.checksum
     assert spec.split(encode(case.sent, case.layout, case.reference))["reference"] == known.checksum.to_bytes(
         4, "little"
@@ -169,8 +171,10 @@ def test_a_reference_is_named_by_the_checksum_of_all_that_it_holds() -> None:
         Reference(model_of(model.values, model.mask, model.buffers + 1), case.layout, drift),
         Reference(model, case.layout, drift + 1),
         Reference(model, case.layout),
+        Reference(model, case.layout, known.step),
+        Reference(model, case.layout).with_trend(model_of(drift, model.mask)),
     ]
-    assert len({case.reference.checksum, *(other.checksum for other in others)}) == 6
+    assert len({case.reference.checksum, *(other.checksum for other in others)}) == 8
 
 
 @pytest.mark.parametrize("n", [1, 8, 5000])

@@ -103,7 +103,7 @@ class Client:
         start = broadcast.model
         trained = self.method.client_update(start, broadcast.round, tune)
         trend = held.trend if broadcast.remember and broadcast.refers else None
-        reference = received.reference.without_drift.with_trend(trend)
+        reference = received.reference.with_trend(trend)
         rounds = self.coding != "float32"
         wanted = trained
         if rounds and held.residual is not None:

@@ -56,13 +56,13 @@ class _Link:
     """What the server knows of one client.
 
     Attributes:
-        holds: round of the broadcast that the client holds.
-        since: round of the one that it was coded against, None if it was sent in full.
+        round: of the broadcast that the client holds.
+        reference: that broadcast and the step that led to it; one object for all clients that hold the same.
         trend: mean of the client's last steps, None if unknown.
     """
 
-    holds: int
-    since: int | None
+    round: int
+    reference: Reference
     trend: ModelState | None
 
 
@@ -81,52 +81,54 @@ class Links:
     clients: int
     memory: int
     trends: bool = True
-    _sent: dict[int, ModelState] = field(default_factory=dict)
     _links: dict[int, _Link] = field(default_factory=dict)
     _open: dict[int, _Link] = field(default_factory=dict)
     _plain: bytes | None = None
-    _reference: Reference = field(init=False)
-    _remembers: bool = False
+    _message: Message = field(init=False)
+    _alone: Reference = field(init=False)
 
     def broadcast(self, t: int, model: ModelState, clients: Iterable[int]) -> dict[int, bytes]:
         """Encode round t's broadcast for each client, once for all that hold the same."""
-        self._sent[t] = ModelState.of_values(model.values, model.mask, model.buffers)
-        self._remembers = self.trends and 4 * model.nonzero * self.clients <= self.memory
-        self._reference = Reference(self._sent[t], self.layout)
-        self._plain = None
-        self._open = {}
         self._evict()
-        encoded: dict[tuple[int, int | None], bytes] = {}
+        survivors = ModelState.of_values(model.values, model.mask, model.buffers)
+        remembers = self.trends and 4 * model.nonzero * self.clients <= self.memory
+        self._message = Message(Kind.BROADCAST, t, survivors, remember=remembers)
+        self._alone = Reference(survivors, self.layout)
+        self._plain, self._open = None, {}
+        encoded: dict[int, tuple[bytes, Reference]] = {}
         messages = {}
         for k in clients:
             link = self._links.get(k)
             if link is None:
                 messages[k] = self.plain(k)
                 continue
-            key = (link.holds, link.since)
-            if key not in encoded:
-                encoded[key] = encode(self._message(), self.layout, self._held_by(link))
-            messages[k] = encoded[key]
-            self._open[k] = _Link(t, link.holds, link.trend if self._remembers else None)
+            held = link.reference
+            if id(held) not in encoded:
+                drift = step_between(held.model, survivors)
+                message = encode(self._message, self.layout, held)
+                encoded[id(held)] = message, Reference(survivors, self.layout, drift)
+            messages[k], reference = encoded[id(held)]
+            self._open[k] = _Link(t, reference, link.trend if remembers else None)
         return messages
 
     def plain(self, client: int) -> bytes:
         """Return this round's broadcast for a client that holds nothing."""
         self.forget(client)
         if self._plain is None:
-            self._plain = encode(self._message(), self.layout)
-        self._open[client] = _Link(self._round, None, None)
+            self._plain = encode(self._message, self.layout)
+        self._open[client] = _Link(self._message.round, self._alone, None)
         return self._plain
 
     def reference(self, client: int) -> Reference:
         """Return what the client's update of this round is coded against."""
-        return self._reference.with_trend(self._open[client].trend)
+        link = self._open[client]
+        return link.reference.with_trend(link.trend)
 
     def confirm(self, client: int, update: ModelState) -> None:
         """Note that a client's update has arrived: it holds this round's broadcast."""
         link = self._open.pop(client)
-        if self._remembers:
-            link.trend = mean_step(link.trend, self._sent[self._round], update)
+        if self._message.remember:
+            link.trend = mean_step(link.trend, self._message.model, update)
         self._links[client] = link
 
     def forget(self, client: int) -> None:
@@ -134,29 +136,18 @@ class Links:
         self._links.pop(client, None)
         self._open.pop(client, None)
 
-    @property
-    def _round(self) -> int:
-        return next(reversed(self._sent))
-
-    def _message(self) -> Message:
-        return Message(Kind.BROADCAST, self._round, self._sent[self._round], remember=self._remembers)
-
-    def _held_by(self, link: _Link) -> Reference:
-        model = self._sent[link.holds]
-        drift = None if link.since is None else step_between(self._sent[link.since], model)
-        return Reference(model, self.layout, drift)
-
     def _evict(self) -> None:
-        """Drop broadcasts that nobody holds, and the oldest ones while they take too much memory."""
-        held = {r for link in self._links.values() for r in (link.holds, link.since)}
-        for r in list(self._sent)[:-1]:
-            if r not in held:
-                del self._sent[r]
-        while len(self._sent) > 1 and sum(_size(model) for model in self._sent.values()) > self.memory:
-            oldest = next(iter(self._sent))
-            del self._sent[oldest]
-            for k in [k for k, link in self._links.items() if oldest in (link.holds, link.since)]:
+        """Keep of earlier broadcasts what cannot be computed again, and forget the oldest while they take too much."""
+        while held := {id(link.reference): link for link in self._links.values()}:
+            models = {id(link.reference.model): link.reference.model for link in held.values()}
+            steps = sum(4 * link.reference.model.nonzero for link in held.values())
+            if sum(map(_size, models.values())) + steps <= self.memory:
+                break
+            oldest = min(link.round for link in held.values())
+            for k in [k for k, link in self._links.items() if link.round == oldest]:
                 self.forget(k)
+        for link in held.values():
+            link.reference.release()
 
 
 def _size(model: ModelState) -> int:

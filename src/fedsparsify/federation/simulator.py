@@ -215,7 +215,8 @@ class Simulator:
 
     def _pack_task(self, task: _Task) -> bytes:
         m = task.received.message
-        arrays = (np.packbits(m.model.mask), m.model.values, m.model.buffers, *_kept(task.held, m.model.mask))
+        model, drift = m.model, task.received.reference.drift
+        arrays = (np.packbits(model.mask), model.values, model.buffers, drift, *_kept(task.held, model.mask))
         return _pack((_TRAIN, task.client, m.round, m.remember, m.refers), *arrays)
 
     def _serve(self, job: bytes) -> bytes:
@@ -232,8 +233,9 @@ class Simulator:
             return bytes(_EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression))
         round, remember, refers = rest
         broadcast = Message(Kind.BROADCAST, round, model, remember=bool(remember), refers=bool(refers))
-        held = Held(None, *(_sparse(vector, mask) for vector in kept))
-        update, held = self._work(_Task(which, Received(broadcast, Reference(model, self.layout)), held))
+        drift = None if kept[0] is None else np.frombuffer(kept[0], np.float32)
+        held = Held(None, *(_sparse(vector, mask) for vector in kept[1:]))
+        update, held = self._work(_Task(which, Received(broadcast, Reference(model, self.layout, drift)), held))
         return _pack((), np.frombuffer(update, np.uint8), *_kept(held, mask))
 
 
