@@ -20,10 +20,10 @@ import gzip
 import io
 import json
 import math
-import resource
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -286,13 +286,17 @@ def large(overrides: list[str]) -> dict[str, Any]:
         statistics.median(pair[i] for pair in pairs) for i in (0, 1)
     )
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    tracemalloc.start()
+    merge_ours()
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
     print(f"\n{layout.n:,} parameters, {start.nonzero:,} left, one thread; medians")
     print("| what | seconds |\n|---|---|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.3f} |")
-    print(f"\nmerging takes {ratio:.2f} of the time that dense arrays take; peak memory of all this {peak:,.0f} MB, of")
-    print(f"which {sum(map(len, payloads)) / 1e6:,.0f} MB are the 100 encoded updates")
+    kept = sum(4 * len(trend.values) for trend in trends if trend is not None) / 1e6
+    print(f"\nmerging takes {ratio:.2f} of the time that dense arrays take, and at most {peak:,.0f} MB, beside")
+    print(f"{sum(map(len, payloads)) / 1e6:,.0f} MB of encoded updates and {kept:,.0f} MB of trends that are kept")
     confirming = median(lambda: mean_step(trends[1], merged(2), update(1, 2))) - median(lambda: update(1, 2))
     print(f"keeping a client's trend takes {confirming:.3f} s more an update")
     return {
