@@ -17,6 +17,8 @@ __all__ = ["ClientUpdate", "Floats", "Mask", "ModelState", "ServerState"]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+_NO_BUFFERS: Floats = np.zeros(0, np.float32)
+
 
 class ModelState:
     """A network at one moment: parameters, which of them survive, and batch-norm statistics.
@@ -38,8 +40,8 @@ class ModelState:
         self.buffers = buffers
 
     @classmethod
-    def of_values(cls, values: Floats, mask: Mask, buffers: Floats) -> ModelState:
-        """Make a model from float32[k], its survivors in ascending order of position."""
+    def of_values(cls, values: Floats, mask: Mask, buffers: Floats = _NO_BUFFERS) -> ModelState:
+        """Make a model, or any vector of a mask's positions, from float32[k] in ascending order of position."""
         model = cls.__new__(cls)
         model._w, model._values, model._survivors, model.mask, model.buffers = None, values, None, mask, buffers
         return model

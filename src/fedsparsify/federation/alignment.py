@@ -22,21 +22,20 @@ class Alignment:
 
     def __init__(self, start: ModelState) -> None:
         self._start = start
-        self._survivors = np.flatnonzero(start.mask)
-        self._directions: NDArray[np.float64] = np.zeros(len(self._survivors), np.float64)
+        self._directions: NDArray[np.float64] = np.zeros(start.nonzero, np.float64)
         self._moved = 0
         self._masks: list[NDArray[np.uint8]] = []
 
     def add(self, model: ModelState) -> None:
         """Count one client's model in; an eighth of a byte is kept for each survivor of the broadcast."""
-        kept = None if model.mask is self._start.mask else model.mask[self._survivors]
+        kept = None if model.mask is self._start.mask else model.mask[self._start.survivors]
         values = model.at(self._start.mask)
         update = values.astype(np.float64) - self._start.values
         length = math.sqrt(_square(update))
         if length > 0:
             self._directions += update / length
             self._moved += 1
-        self._masks.append(np.packbits(np.ones(len(self._survivors), np.bool_) if kept is None else kept))
+        self._masks.append(np.packbits(np.ones(self._start.nonzero, np.bool_) if kept is None else kept))
 
     @property
     def client_drift(self) -> float | None:

@@ -116,7 +116,7 @@ class Client:
             return update, Held(received.reference, residual=residual)
         if rounds:
             sent = decode(update, layout, reference).model
-            residual = ModelState.of_values(wanted.values - sent.values, sent.mask, np.zeros(0, np.float32))
+            residual = ModelState.of_values(wanted.values - sent.values, sent.mask)
         if broadcast.remember:
             trend = mean_step(trend, start, sent)
         return update, Held(received.reference, trend, residual)

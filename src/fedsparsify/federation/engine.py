@@ -203,7 +203,6 @@ class _Round:
         self.train_loss = 0.0
         self.examples = 0
         self.backends = {"native": 0, "torch": 0}
-        self._proven = False  # whether the last update referred to this round's broadcast
 
     def usable_updates(self, replies: Iterable[Reply]) -> Iterator[ClientUpdate]:
         """Decode one update at a time, in client order, and leave out what cannot be used."""
@@ -211,12 +210,12 @@ class _Round:
         for reply in replies:
             k = reply.client
             try:
-                update = self._decode(reply)
+                update, proves = self._decode(reply)
             except WireError as error:
                 self.links.forget(k)
                 self.failures.append((k, str(error)))
                 continue
-            if self._proven:
+            if proves:
                 self.links.confirm(k, update.model)
             else:  # who refers to nothing need not hold anything
                 self.links.forget(k)
@@ -236,7 +235,8 @@ class _Round:
                 " mend the clients, then resume"
             )
 
-    def _decode(self, reply: Reply) -> ClientUpdate:
+    def _decode(self, reply: Reply) -> tuple[ClientUpdate, bool]:
+        """Return the update, and whether it proves that the client holds the broadcast."""
         if reply.payload is None:
             raise WireError(reply.failure)
         head = open_message(reply.payload)[0]  # whose and when first: it says more than that a reference is stale
@@ -249,12 +249,12 @@ class _Round:
         if head.num_examples > _MOST_EXAMPLES:
             raise WireError(f"header: {head.num_examples} examples are more than any client has")
         message = decode(reply.payload, self._federation.layout, self.links.reference(reply.client), Kind.UPDATE)
-        self._proven = message.refers
         model, allowed = message.model, self._broadcast.mask
         regrown = 0 if model.mask is allowed else len(model.values) - int(np.count_nonzero(model.mask & allowed))
         if regrown:
             raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
-        return ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
+        update = ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
+        return update, message.refers
 
 
 def _in_order(replies: Iterable[Reply], chosen: Sequence[int], tell: Callable[[int], None]) -> Iterator[Reply]:

@@ -17,7 +17,6 @@ from ..wire import Kind, Message, Reference, encode
 
 __all__ = ["Links", "mean_step", "step_between"]
 
-_NO_BUFFERS = np.zeros(0, np.float32)
 _HALF = np.float32(0.5)
 
 
@@ -48,7 +47,7 @@ def mean_step(trend: ModelState | None, start: ModelState, update: ModelState) -
             step = before + _HALF * (step - before)
     if not np.isfinite(step).all():
         return None
-    return ModelState.of_values(step, start.mask, _NO_BUFFERS)
+    return ModelState.of_values(step, start.mask)
 
 
 @dataclass(eq=False)

@@ -28,7 +28,6 @@ __all__ = ["Simulator"]
 _TRAIN, _EVALUATE = 0, 1
 _EVALUATION = struct.Struct("<Qdd?")
 _VECTOR = struct.Struct("<?Q")
-_NO_BUFFERS = np.zeros(0, np.float32)
 
 # A fixed size, not one per worker: sums of floats must not depend on how many workers there are.
 _SHARD = 2000
@@ -64,7 +63,7 @@ def _unpack(data: bytes) -> tuple[list[int], list[bytes | None]]:
 
 
 def _sparse(values: bytes | None, mask: Mask) -> ModelState | None:
-    return None if values is None else ModelState.of_values(np.frombuffer(values, np.float32), mask, _NO_BUFFERS)
+    return None if values is None else ModelState.of_values(np.frombuffer(values, np.float32), mask)
 
 
 def _kept(held: Held, mask: Mask) -> list[Floats | None]:
@@ -181,9 +180,7 @@ class Simulator:
     def restore(self, carried: Mapping[str, Floats]) -> None:
         """Start anew, with these residuals: broadcasts come in full after a restart."""
         masks = {k: w.view(np.int32) != 0 for k, w in carried.items()}
-        self._held = {
-            int(k): Held(residual=ModelState.of_values(w[masks[k]], masks[k], _NO_BUFFERS)) for k, w in carried.items()
-        }
+        self._held = {int(k): Held(residual=ModelState.of_values(w[masks[k]], masks[k])) for k, w in carried.items()}
 
     def evaluate(self, model: ModelState) -> Mapping[str, float]:
         """Return ``accuracy`` (or ``mae``) and ``loss`` of a model on the whole test set.

@@ -338,5 +338,5 @@ def _decode_memory(reader: Reader, layout: ParameterLayout, kind: Kind) -> dict[
         mask = decode_mask(*reader.section("memory"), layout, section="memory")
         count = int(np.count_nonzero(mask))
         values = decode_floats(*reader.section("memory"), count, None, None, "memory")
-        memory[name] = ModelState.of_values(values, mask, np.zeros(0, np.float32)).w
+        memory[name] = ModelState.of_values(values, mask).w
     return memory
