@@ -111,12 +111,19 @@ class ModelTable(_Table):
 
 
 class MethodTable(_Table):
-    """``[method]``: the federated method."""
+    """``[method]``: the federated method; keys besides ``name`` and ``merge`` are options of the method."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
-    """``fedavg``, ``fedsparsify-global`` or ``fedsparsify-local``."""
+    """``fedavg``, ``fedsparsify-global``, ... (docs/methods.md), or ``module:function`` returning a Method."""
     merge: str = "majority"
     """For ``fedsparsify-local``: ``majority``, ``majority-nonzero``, ``nonzero`` or ``average``."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function that returns the method."""
+        return dict(self.model_extra or {})
 
 
 class ScheduleTable(_Table):

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from . import data, models
-from .algorithms import Method, fedavg, fedsparsify_global, fedsparsify_local
+from . import algorithms, data, models
+from .algorithms import Method
 from .config import OWN, Settings, load_settings, settings_from
 from .data import Dataset, as_dataset, partition
 from .errors import ArgumentError, CheckpointError, ConfigError
@@ -31,12 +31,11 @@ from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
 from .sparse import Calibration, processor, targets
-from .state import ModelState, ServerState
+from .state import Floats, ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
 
 __all__ = [
-    "METHODS",
     "Experiment",
     "Split",
     "deal",
@@ -130,11 +129,21 @@ def make_method(settings: Settings, layout: ParameterLayout) -> Method:
     """Return the method that settings name.
 
     Raises:
-        ConfigError: a name is unknown.
-        ArgumentError: the schedule is impossible.
+        ConfigError: a name or an option is unknown.
+        ArgumentError: the schedule is impossible, or an option is out of its range.
     """
-    build: Callable[[Settings, ParameterLayout], Method] = _choose(settings.method.name, METHODS, "method.name")
-    return build(settings, layout)
+    p, scope = settings.purge, SCOPES[settings.purge.scope]
+    ingredients = {
+        "schedule": _schedule(settings),
+        "purge": make_purge(layout, CRITERIA[p.criterion], scope, p.prunable),
+        "select": make_purge(layout, _as_they_are, scope, p.prunable),
+        "merge": MERGE_RULES[settings.method.merge],
+        "layout": layout,
+        "sparsity": settings.schedule.final,
+        "rounds": settings.run.rounds,
+        "seed": settings.run.seed,
+    }
+    return algorithms.build(settings.method.name, ingredients, settings.method.options)
 
 
 def start(experiment: Experiment, out: Path, observers: Sequence[Observer] = ()) -> Path:
@@ -338,7 +347,6 @@ def _check(settings: Settings) -> None:
     TuneSettings(**settings.train.model_dump())
     _schedule(settings)
     for name, known, place in (
-        (settings.method.name, METHODS, "method.name"),
         (settings.method.merge, MERGE_RULES, "method.merge"),
         (settings.purge.criterion, CRITERIA, "purge.criterion"),
         (settings.purge.scope, SCOPES, "purge.scope"),
@@ -351,9 +359,8 @@ def _schedule(settings: Settings) -> PolynomialSchedule:
     return PolynomialSchedule(s.initial, s.final, s.start_round, settings.run.rounds, s.frequency, s.exponent)
 
 
-def _purge(settings: Settings, layout: ParameterLayout) -> Any:
-    p = settings.purge
-    return make_purge(layout, CRITERIA[p.criterion], SCOPES[p.scope], p.prunable)
+def _as_they_are(scores: Floats) -> Floats:
+    return scores
 
 
 def _choose(name: str, known: Mapping[str, Any], place: str) -> Any:
@@ -395,6 +402,7 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
         "dataset": settings.data.name,
         "seed": settings.run.seed,
         "rounds": settings.run.rounds,
+        "initial": hashlib.sha256(layout.read(experiment.module)[0].tobytes()).hexdigest(),
         "parameters": layout.n,
         "layers": [[slot.name, list(slot.shape)] for slot in layout.parameters],
         "partition": {
@@ -426,12 +434,3 @@ _PARTITIONS: dict[str, Callable[[Dataset, int, np.random.Generator, Settings], l
     "dirichlet": lambda train, clients, rng, s: partition.dirichlet(train.y, clients, rng, s.partition.alpha),
     "quantity": lambda train, clients, rng, s: partition.quantity_skew(train.y, clients, rng, s.partition.alpha),
 }
-
-METHODS: dict[str, Callable[[Settings, ParameterLayout], Method]] = {
-    "fedavg": lambda s, layout: fedavg(),
-    "fedsparsify-global": lambda s, layout: fedsparsify_global(_schedule(s), _purge(s, layout)),
-    "fedsparsify-local": lambda s, layout: fedsparsify_local(
-        _schedule(s), _purge(s, layout), MERGE_RULES[s.method.merge]
-    ),
-}
-"""Method names of configurations; a new method is one line."""

@@ -7,12 +7,11 @@ measured once on this machine, never on chance: the calibration is kept with a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from . import sparse
@@ -21,9 +20,9 @@ from .errors import ArgumentError
 from .randomness import derive, derive_seed
 from .state import Floats, Mask, ModelState
 from .tune_settings import TuneSettings
-from .tune_torch import TorchTrainer
+from .tune_torch import Epoch, GradientOf, TorchTrainer
 
-__all__ = ["Evaluation", "TuneSettings", "Tuned", "Tuner", "epochs_of"]
+__all__ = ["Evaluation", "GradientOf", "TuneSettings", "Tuned", "Tuner", "epochs_of"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Tuned:
     backend: str
 
 
-def epochs_of(data: Dataset, epochs: int, rng: np.random.Generator) -> Iterator[tuple[Dataset, NDArray[np.int64]]]:
+def epochs_of(data: Dataset, epochs: int, rng: np.random.Generator) -> Iterator[Epoch]:
     """Yield for each epoch the examples and int64[N], the order to visit them in; batches are consecutive slices of it.
 
     Augmented examples are made for a whole epoch, already in order. Every backend trains on exactly these, so that one
@@ -95,6 +94,7 @@ class Tuner:
         calibration: measurements to choose the backend by; by default those of this machine.
 
     Attributes:
+        settings: how to train.
         layout: the network's layout.
         device: where torch works.
         calibration: the measurements in use, None where there is nothing to choose.
@@ -112,7 +112,7 @@ class Tuner:
         calibration: sparse.Calibration | None = None,
     ) -> None:
         self._torch = TorchTrainer(module, settings)
-        self._settings = settings
+        self.settings = settings
         self.layout = self._torch.layout
         self.device = self._torch.device
         self._plan: sparse.NetworkPlan | None = None
@@ -123,7 +123,7 @@ class Tuner:
 
     def _why_torch(self, module: nn.Module, like: Dataset) -> str:
         """Plan the network for the compiled trainer, or say why not."""
-        if self._settings.backend == "torch":
+        if self.settings.backend == "torch":
             return 'train.backend = "torch"'
         if self.device.type != "cpu":
             return f"the compiled trainer is for CPUs, and this run uses {self.device}"
@@ -137,25 +137,38 @@ class Tuner:
         """Return the compiled trainer's backends for a mask, or None for dense torch."""
         if self._plan is None:
             return None
-        choice = sparse.choose(self._plan, mask, self._settings.batch_size, calibration=self.calibration)
-        return choice if choice.backend == "native" or self._settings.backend == "native" else None
+        choice = sparse.choose(self._plan, mask, self.settings.batch_size, calibration=self.calibration)
+        return choice if choice.backend == "native" or self.settings.backend == "native" else None
 
-    def tune(self, start: ModelState, data: Dataset, *, seed: int, round: int, client: int) -> Tuned:
+    def tune(
+        self,
+        start: ModelState,
+        data: Dataset,
+        *,
+        seed: int,
+        round: int,
+        client: int,
+        again: int = 0,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Tuned:
         """Train for the settings' epochs from ``start``, under its mask.
 
         Args:
             start: the broadcast model.
             data: the client's examples.
-            seed: the run's seed; with ``round`` and ``client`` it fixes the order of examples and dropout.
-            round: from 1.
+            seed: the run's seed; with ``round``, ``client`` and ``again`` it fixes the order of examples and dropout.
+            round: from 1; 0 before training.
             client: index of the client.
+            again: how many times the client has trained in this round before.
+            changes: fields of the settings that are different this time, such as ``epochs``.
         """
-        s = self._settings
-        epochs = epochs_of(data, s.epochs, derive(seed, "batches", round=round, client=client))
-        dropout = derive_seed(seed, "dropout", round=round, client=client)
+        s = replace(self.settings, **(changes or {}))
+        suffix = f" {again}" if again else ""
+        epochs = epochs_of(data, s.epochs, derive(seed, f"batches{suffix}", round=round, client=client))
+        dropout = derive_seed(seed, f"dropout{suffix}", round=round, client=client)
         choice = self.choose(start.mask)
         if choice is None or self._plan is None:
-            model, loss = self._torch.train(start, ((part, torch.from_numpy(order)) for part, order in epochs), dropout)
+            model, loss = self._torch.train(start, epochs, dropout, s)
             return Tuned(model, loss, "torch")
         trainer = sparse.Trainer(
             self._plan,
@@ -166,6 +179,7 @@ class Tuner:
             momentum=s.momentum,
             nesterov=s.nesterov,
             weight_decay=s.weight_decay,
+            proximal=s.proximal,
             batch_size=s.batch_size,
             seed=dropout,
             backends=choice.layers,
@@ -174,6 +188,53 @@ class Tuner:
         for part, order in epochs:
             loss = trainer.epoch(part.x, part.y, order)
         return Tuned(ModelState(trainer.weights(), start.mask, trainer.buffers()), loss, "native")
+
+    def gradient(
+        self,
+        model: ModelState,
+        data: Dataset,
+        *,
+        seed: int,
+        round: int,
+        client: int,
+        batches: int | None = None,
+        of: GradientOf = "plain",
+    ) -> Floats:
+        """Return float32[n], a mean over batches in training mode, at all positions; always by torch.
+
+        The same arguments give the same batches: their order, augmentation and dropout hang on (seed, round, client).
+
+        Args:
+            model: where to take it.
+            data: the client's examples.
+            seed: the run's seed.
+            round: from 1; 0 before training.
+            client: index of the client.
+            batches: how many batches to use; None for all of the data.
+            of: each batch's gradient g; its square; or H g, the gradient of half the squared norm of g.
+        """
+        (epoch,) = epochs_of(data, 1, derive(seed, "gradient", round=round, client=client))
+        dropout = derive_seed(seed, "gradient dropout", round=round, client=client)
+        return self._torch.gradient(model, epoch, dropout, batches, of)
+
+    def layer_seconds(self) -> list[float]:
+        """Return for each tensor of the layout the seconds that one survivor of it costs in a training step.
+
+        As calibrated for the sparse kernels at a tenth of the parameters; a vector (bias, scale, shift) costs as little
+        as the cheapest matrix. Where the kernels do not cover the network, nothing is known: 1 for all.
+        """
+        if self._plan is None or self.calibration is None:
+            return [1.0] * len(self.layout.parameters)
+        density = 0.1
+        costs = {
+            layer.weight: 1e-12
+            * self.calibration.sparse_time(layer, density)
+            / density
+            * layer.pixels
+            * self.settings.batch_size
+            for layer in self._plan.weighted
+        }
+        return [costs.get(slot.offset, min(costs.values())) for slot in self.layout.parameters]
 
     def evaluate(self, model: ModelState, data: Dataset) -> Evaluation:
         """Return the sums of loss and score of ``model`` on ``data``, in evaluation mode."""
