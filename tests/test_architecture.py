@@ -33,7 +33,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": CONFIG,
     "experiment": CONFIG | {"config"},
     "report": {"errors", "files"},
-    "cli": CONFIG | {"config", "experiment", "progress", "report"},
+    "terminal": set(),
+    "sweep_grid": BASE | {"config"},
+    "sweep": BASE | {"config", "sweep_grid"},
+    "sweep_display": BASE | {"progress", "sweep"},
+    "sweep_cli": BASE | {"config", "experiment", "sweep", "sweep_display", "sweep_grid", "terminal"},
+    "cli": CONFIG | {"config", "experiment", "progress", "report", "sweep_cli", "terminal"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "experiment", "report"},
 }

@@ -1,4 +1,4 @@
-"""The command line: ``fedsparsify run | resume | report | partition | inspect``.
+"""The command line: ``fedsparsify run | resume | sweep | report | partition | inspect``.
 
 A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
 """
@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import shlex
-import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .config import Settings, load_settings
 from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError, WireError
+from .sweep_cli import sweep
+from .terminal import PLAIN, new_console, own_command, terminable
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -57,9 +54,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder with the data files; the same as --set data.dir=DIR.", show_default=False),
 ]
-
-_PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": 0, "pad_edge": False}
-"""The looks of a table that fits into 80 columns."""
+NoReport = Annotated[
+    bool, typer.Option("--no-report", help="Write no report.html; [bold]fedsparsify report[/bold] makes one later.")
+]
 
 
 @app.command()
@@ -71,6 +68,7 @@ def run(
     ] = None,
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    no_report: NoReport = False,
 ) -> None:
     """Run a federation and write its records, final model and report.
 
@@ -84,7 +82,7 @@ def run(
     settings = load_settings(config, _overrides(overrides, data_dir))
     prepared = experiment.prepare(settings, _place(config, overrides))
     folder = out or experiment.default_directory(settings.run.name)
-    _watch(folder, settings, lambda observers: experiment.start(prepared, folder, observers))
+    _watch(folder, settings, lambda observers: experiment.start(prepared, folder, observers), no_report)
 
 
 @app.command()
@@ -96,6 +94,7 @@ def resume(
             help="Clients to train at once, 0 for one a core; changes no result.", min=0, max=1024, show_default=False
         ),
     ] = None,
+    no_report: NoReport = False,
 ) -> None:
     """Go on with a run that was stopped or killed; the result is the same bit for bit."""
     from . import experiment
@@ -103,7 +102,10 @@ def resume(
     if not (directory / "config.toml").is_file():
         raise RunError(f"{directory} is no run directory: it holds no config.toml")
     settings = load_settings(directory / "config.toml")
-    _watch(directory, settings, lambda observers: experiment.resume(directory, observers, workers))
+    _watch(directory, settings, lambda observers: experiment.resume(directory, observers, workers), no_report)
+
+
+app.command()(sweep)
 
 
 @app.command()
@@ -120,7 +122,7 @@ def report(
     default = directories[0] / "report.html" if len(directories) == 1 else Path("report.html")
     page = write_report(directories, out or default)
     _print_headline(directories)
-    _console().print(f"Report: {page}", markup=False, soft_wrap=True)
+    new_console().print(f"Report: {page}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -133,7 +135,7 @@ def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = N
         split = experiment.deal(settings)
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(f"{_place(config, overrides)}: {error}") from error
-    _console().print(_partition_table(split, settings.run.name))
+    new_console().print(_partition_table(split, settings.run.name))
 
 
 @app.command()
@@ -175,7 +177,7 @@ def _print_explanation(path: Path, size: int, message: Explanation) -> None:
     if message.num_examples:
         facts.append(f"trained on {message.num_examples:,} examples")
     facts.append(f"coded against {message.reference}" if message.reference else "coded against nothing")
-    table = Table(**_PLAIN)
+    table = Table(**PLAIN)
     table.add_column("section")
     table.add_column("encoding")
     for title in ("bytes", "share", "bits a parameter", "bits a survivor"):
@@ -190,7 +192,7 @@ def _print_explanation(path: Path, size: int, message: Explanation) -> None:
     for section in message.sections:
         row(section.name, section.encoding, section.size)
     row("all", "", total)
-    console = _console()
+    console = new_console()
     console.print(f"{path}: {describe_bytes(size)}", markup=False, highlight=False, soft_wrap=True)
     console.print("; ".join(facts), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
@@ -200,7 +202,7 @@ def _partition_table(split: Split, name: str) -> Table:
     # Numbers head the columns where there are several classes: names would not fit.
     shown = range(len(split.class_names)) if len(split.class_names) <= 20 else range(0)
     named = [f"{label} {split.class_names[label]}" for label in shown if split.class_names[label] != str(label)]
-    table = Table(title=f"{name}: examples by client and class", caption=", ".join(named), **_PLAIN)
+    table = Table(title=f"{name}: examples by client and class", caption=", ".join(named), **PLAIN)
     for heading in ("client", *map(str, shown), "examples", "classes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for client, counts in enumerate(split.counts):
@@ -235,12 +237,12 @@ def _main(
     pass
 
 
-def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Path]) -> None:
+def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Path], no_report: bool = False) -> None:
     """Run with progress; on Ctrl-C or SIGTERM say how to go on; at the end show a table and the report's path."""
     from . import progress, sparse
     from .report import write_report
 
-    console = _console()
+    console = new_console()
     if settings.train.backend == "auto" and not sparse.available():
         console.print("Training with dense torch: the compiled trainer is not built (reinstall with a C++ compiler).")
     display = progress.ProgressDisplay(settings.run.rounds, console)
@@ -252,32 +254,18 @@ def _watch(folder: Path, settings: Settings, work: Callable[[Sequence[Any]], Pat
         observers.append(TensorBoardLog(folder / "tensorboard"))
     gc.freeze()  # what was imported lives on: without this the collector walks through all of PyTorch in every round
     try:
-        with _terminable(), display:
+        with terminable(), display:
             work(observers)
     except KeyboardInterrupt:
         going_on = ""
         if (folder / "config.toml").exists():
-            command = "fedsparsify" if shutil.which("fedsparsify") else f"{shlex.quote(sys.executable)} -m fedsparsify"
-            going_on = f" All finished rounds are saved; go on with: {command} resume {shlex.quote(str(folder))}"
+            going_on = f" All finished rounds are saved; go on with: {own_command('resume', str(folder))}"
         console.print(f"Stopped.{going_on}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(130)
-    page = write_report([folder], folder / "report.html")
     _print_headline([folder])
-    console.print(f"Report: {page}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM, which schedulers send, as Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if not no_report:
+        page = write_report([folder], folder / "report.html")
+        console.print(f"Report: {page}", markup=False, soft_wrap=True)
 
 
 def _print_headline(directories: Sequence[Path]) -> None:
@@ -296,13 +284,13 @@ def _print_headline(directories: Sequence[Path]) -> None:
         "of dense": lambda row: "-" if row.dense_ratio is None else f"{row.dense_ratio:.0%}",
         "training": lambda row: describe_seconds(row.seconds_train),
     }
-    table = Table(**_PLAIN)
+    table = Table(**PLAIN)
     table.add_column("run", overflow="fold")
     for title in list(figures)[1:]:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(show(row) for show in figures.values()))
-    _console().print(table)
+    new_console().print(table)
 
 
 def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:
@@ -322,11 +310,6 @@ def _recall(folder: Path, display: ProgressDisplay) -> None:
     with suppress(OSError, ValueError, LookupError, TypeError):
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             display.recall(json.loads(line))
-
-
-def _console() -> Console:
-    """Return a console as wide as the terminal; a file or pipe has no width, so that tables need not wrap there."""
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
 def _fail(sentence: str) -> NoReturn:

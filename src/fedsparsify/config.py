@@ -207,10 +207,13 @@ class Settings(_Table):
         Where the data lie, how many workers there are, what the run is called and how much is remembered change no
         result.
         """
-        plain = self.model_dump(
+        return hashlib.sha256(json.dumps(self.resulting(), sort_keys=True, default=str).encode()).digest()
+
+    def resulting(self) -> dict[str, dict[str, Any]]:
+        """Return table -> key -> value of all settings that change results, see :attr:`digest`."""
+        return self.model_dump(
             exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}, "wire": {"link_memory"}}
         )
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).digest()
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:

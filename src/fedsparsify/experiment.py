@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from .version import __version__
 __all__ = [
     "Experiment",
     "Split",
+    "check_all",
     "deal",
     "default_directory",
     "federate",
@@ -111,18 +112,45 @@ def deal(settings: Settings, *, progress: bool = True) -> Split:
         ArgumentError: the partition is impossible.
         DataError: the data cannot be used.
     """
-    folder = Path(settings.data.dir).expanduser() if settings.data.dir else None
-    train, test = data.load(settings.data.name, folder, progress)
-    clients = settings.federation.clients
-    rng = derive(settings.run.seed, "partition")
-    if clients > len(train):
-        raise ArgumentError(f"federation.clients = {clients} must be at most {len(train)}, the number of examples")
-    kind = settings.partition.kind
-    try:
-        parts = _PARTITIONS[kind](train, clients, rng, settings)
-    except ArgumentError as error:
-        raise ArgumentError(f'partition.kind = "{kind}": {error}') from error
-    return _split([train.take(part) for part in parts], test)
+    train, test = _load(settings, progress)
+    return _split([train.take(part) for part in _parts(settings, train)], test)
+
+
+def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) -> None:
+    """Refuse what :func:`prepare` would refuse, for many runs: each data set is loaded, and each network built, once.
+
+    Args:
+        runs: settings and the place that they come from, for messages.
+        progress: show a bar where data must be downloaded.
+
+    Raises:
+        FedSparsifyError: a value is out of its range, or data or a named function cannot be used.
+    """
+    runs = list(runs)
+    loaded: dict[str, Dataset] = {}
+    dealt: set[str] = set()
+    layouts: dict[str, ParameterLayout] = {}
+    for settings, place in runs:
+        try:
+            _check(settings)
+        except (ArgumentError, ConfigError) as error:
+            raise ConfigError(f"{place}: {error}") from error
+    for settings, place in runs:
+        which, network = settings.data.model_dump_json(), settings.model.model_dump_json()
+        dealing = f"{which} {settings.partition} {settings.federation.clients} {settings.run.seed}"
+        try:
+            if network not in layouts:
+                layouts[network] = ParameterLayout.of(
+                    models.build(settings.model.name, settings.run.seed, **settings.model.options)
+                )
+            make_method(settings, layouts[network])
+            if which not in loaded:
+                loaded[which] = _load(settings, progress)[0]
+            if dealing not in dealt:
+                _parts(settings, loaded[which])
+                dealt.add(dealing)
+        except (ArgumentError, ConfigError) as error:
+            raise ConfigError(f"{place}: {error}") from error
 
 
 def make_method(settings: Settings, layout: ParameterLayout) -> Method:
@@ -361,6 +389,24 @@ def _schedule(settings: Settings) -> PolynomialSchedule:
 
 def _as_they_are(scores: Floats) -> Floats:
     return scores
+
+
+def _load(settings: Settings, progress: bool) -> tuple[Dataset, Dataset]:
+    folder = Path(settings.data.dir).expanduser() if settings.data.dir else None
+    return data.load(settings.data.name, folder, progress)
+
+
+def _parts(settings: Settings, train: Dataset) -> list[Indices]:
+    """Return the indices of the training examples of each client."""
+    clients = settings.federation.clients
+    rng = derive(settings.run.seed, "partition")
+    if clients > len(train):
+        raise ArgumentError(f"federation.clients = {clients} must be at most {len(train)}, the number of examples")
+    kind = settings.partition.kind
+    try:
+        return _PARTITIONS[kind](train, clients, rng, settings)
+    except ArgumentError as error:
+        raise ArgumentError(f'partition.kind = "{kind}": {error}') from error
 
 
 def _choose(name: str, known: Mapping[str, Any], place: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from fedsparsify.errors import RunError
 
-__all__ = ["Failure", "Layer", "Partition", "RoundRecord", "Run", "load_run", "printable"]
+__all__ = ["Failure", "Layer", "Partition", "RoundRecord", "Run", "load_run", "parse_run", "printable"]
 
 Metric = Literal["accuracy", "mae"]
 T = TypeVar("T")
@@ -97,6 +97,7 @@ class Run:
     """A run as its directory records it; ``rounds`` holds at least one record.
 
     Attributes:
+        initial: digest of the initial weights; None where it is not recorded.
         rounds_total: the round the run was to end with; equals the last record's where the run does not say.
         parameters: n, trainable parameters of the dense network.
         metric: what ``RoundRecord.score`` measures.
@@ -111,6 +112,7 @@ class Run:
     model: str
     dataset: str
     seed: int | None
+    initial: str | None
     version: str
     rounds_total: int
     parameters: int
@@ -141,10 +143,26 @@ def load_run(path: Path | str) -> Run:
         raise RunError(f"{path}: no such run directory; give the directory that `fedsparsify run` wrote")
     if not (path / "run.json").is_file():
         raise RunError(f"{path}: not a run directory, it has no run.json; give one that `fedsparsify run` wrote")
-    facts = _Fields(_parse_json(_read(path / "run.json"), str(path / "run.json")), str(path / "run.json"))
-    layers = tuple(_layer(item, facts.place) for item in facts.list("layers"))
-    metric, rounds = _load_rounds(path / "metrics.jsonl", len(layers))
     config_text = _read(path / "config.toml") if (path / "config.toml").exists() else ""
+    metrics = _read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else ""
+    return parse_run(path, _read(path / "run.json"), metrics, config_text)
+
+
+def parse_run(path: Path, facts_text: str, metrics: str, config_text: str) -> Run:
+    """Make a run of the texts of its files.
+
+    Args:
+        path: the directory that they are from, or would be in, for messages.
+        facts_text: ``run.json``.
+        metrics: ``metrics.jsonl``.
+        config_text: ``config.toml``; empty where there is none.
+
+    Raises:
+        RunError: as :func:`load_run`.
+    """
+    facts = _Fields(_parse_json(facts_text, str(path / "run.json")), str(path / "run.json"))
+    layers = tuple(_layer(item, facts.place) for item in facts.list("layers"))
+    metric, rounds = _parse_rounds(metrics, path / "metrics.jsonl", len(layers))
     try:
         config = tomllib.loads(config_text)
     except tomllib.TOMLDecodeError as error:
@@ -159,6 +177,7 @@ def load_run(path: Path | str) -> Run:
         model=facts.text("model", "unknown"),
         dataset=facts.text("dataset", "unknown"),
         seed=facts.integer("seed"),
+        initial=facts.text("initial", "") or None,
         version=facts.text("version", "unknown"),
         rounds_total=max(facts.integer("rounds") or 0, rounds[-1].round),
         parameters=facts.integer("parameters")
@@ -189,9 +208,9 @@ def printable(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _load_rounds(path: Path, num_layers: int) -> tuple[Metric, tuple[RoundRecord, ...]]:
+def _parse_rounds(text: str, path: Path, num_layers: int) -> tuple[Metric, tuple[RoundRecord, ...]]:
     # Not splitlines: that also splits at line separators that JSON allows inside a string.
-    lines = _read(path).removesuffix("\n").split("\n") if path.exists() else [""]
+    lines = text.removesuffix("\n").split("\n")
     if lines == [""]:
         raise RunError(f"{path.parent}: no rounds yet, metrics.jsonl is empty or missing; wait for the first round")
     metric: Metric | None = None
