@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigError, FedSparsifyError
 
-__all__ = ["call", "describe", "nearest", "resolve"]
+__all__ = ["call", "check_options", "describe", "nearest", "resolve"]
 
 
 def resolve(reference: str, place: str) -> Callable[..., Any]:
@@ -64,6 +65,35 @@ def call(function: Callable[..., Any], here: str, **options: Any) -> Any:
         raise
     except Exception as error:
         raise ConfigError(f"{here} failed with {describe(error)}") from error
+
+
+def check_options(function: Callable[..., Any], table: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a function named in a configuration does not take, and a call without those it needs.
+
+    Args:
+        function: what takes the options as keyword arguments.
+        table: the configuration's table that holds them, for messages, e.g. ``model``.
+        name: the function's name in that table.
+        options: keyword arguments.
+
+    Raises:
+        ConfigError: an option is unknown, or a required one is missing.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables have none; they judge their options themselves
+        return
+    kinds = [p.kind for p in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for option in options:
+            if option not in signature.parameters:
+                known = ", ".join(signature.parameters) or "none"
+                hint = nearest(option, signature.parameters)
+                raise ConfigError(f"{table}.{option} is no option of {name}{hint}; it has {known}")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ConfigError(f'{table}.name = "{name}" cannot be built with the options given: {error}') from error
 
 
 def describe(error: Exception) -> str:
