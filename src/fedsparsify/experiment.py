@@ -65,6 +65,15 @@ class Split:
     class_names: tuple[str, ...]
     counts: list[list[int]]
 
+    @property
+    def unseen_groups(self) -> list[str]:
+        """Names of the test set's groups of which no client has an example."""
+        if self.test.groups is None:
+            return []
+        held = {c.group_names[group] for c in self.clients if c.groups is not None for group in np.unique(c.groups)}
+        tested = [self.test.group_names[group] for group in np.unique(self.test.groups)]
+        return [name for name in tested if name not in held]
+
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
@@ -365,13 +374,15 @@ def _recorded_calibration(path: Path) -> Calibration | None:
 
 
 def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment:
+    _check_federation(settings, len(split.clients))  # how many there are may have been left to the data
     train = TuneSettings(**settings.train.model_dump())
     return Experiment(settings, split, module, make_method(settings, ParameterLayout.of(module)), train)
 
 
 def _check(settings: Settings) -> None:
     """Refuse what is wrong in any data set, before one is loaded."""
-    check_federation(settings.federation.clients, settings.federation.participation, settings.federation.min_clients)
+    if settings.federation.clients or settings.partition.kind != "groups":
+        _check_federation(settings, settings.federation.clients)
     TuneSettings(**settings.train.model_dump())
     _schedule(settings)
     for name, known, place in (
@@ -380,6 +391,10 @@ def _check(settings: Settings) -> None:
         (settings.purge.scope, SCOPES, "purge.scope"),
     ):
         _choose(name, known, place)
+
+
+def _check_federation(settings: Settings, clients: int) -> None:
+    check_federation(clients, settings.federation.participation, settings.federation.min_clients)
 
 
 def _schedule(settings: Settings) -> PolynomialSchedule:
@@ -393,7 +408,7 @@ def _as_they_are(scores: Floats) -> Floats:
 
 def _load(settings: Settings, progress: bool) -> tuple[Dataset, Dataset]:
     folder = Path(settings.data.dir).expanduser() if settings.data.dir else None
-    return data.load(settings.data.name, folder, progress)
+    return data.load(settings.data.name, folder, progress, settings.data.options)
 
 
 def _parts(settings: Settings, train: Dataset) -> list[Indices]:
@@ -456,6 +471,7 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
             "class_names": list(experiment.split.class_names),
             "counts": experiment.split.counts,
         },
+        "unseen_groups": experiment.split.unseen_groups,
         "calibration": None if simulator.calibration is None else asdict(simulator.calibration),
         "schedule": None if schedule is None else [schedule(t) for t in range(settings.run.rounds + 1)],
         "machine": {
@@ -478,5 +494,6 @@ _PARTITIONS: dict[str, Callable[[Dataset, int, np.random.Generator, Settings], l
         train.y, clients, rng, s.partition.classes_per_client
     ),
     "dirichlet": lambda train, clients, rng, s: partition.dirichlet(train.y, clients, rng, s.partition.alpha),
+    "groups": lambda train, clients, rng, s: partition.by_groups(train.groups, clients),
     "quantity": lambda train, clients, rng, s: partition.quantity_skew(train.y, clients, rng, s.partition.alpha),
 }

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigError, FedSparsifyError
@@ -68,7 +69,11 @@ def call(function: Callable[..., Any], here: str, **options: Any) -> Any:
 
 
 def check_options(
-    function: Callable[..., Any], table: str, name: str, options: Mapping[str, Any], given: Mapping[str, Any]
+    function: Callable[..., Any],
+    table: str,
+    name: str,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Refuse options that a function does not take, or that have another type than its default.
 

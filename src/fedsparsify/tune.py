@@ -7,11 +7,12 @@ measured once on this machine, never on chance: the calibration is kept with a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from . import sparse
@@ -31,26 +32,40 @@ class Evaluation:
 
     Attributes:
         examples: how many.
-        loss: sum of the losses (cross-entropy in nats, or squared error).
-        score: number of correct labels, or sum of absolute errors.
+        loss: sum of the losses (cross-entropy in nats, or squared error in the targets as they are).
+        score: number of correct labels, or sum of absolute errors in the unit of ``Dataset.y_scale``.
         regression: which of the two.
+        groups: the same number of examples and score for each group that has examples, by its index.
     """
 
     examples: int
     loss: float
     score: float
     regression: bool
+    groups: Mapping[int, tuple[int, float]] = field(default_factory=dict)
 
     def __add__(self, other: Evaluation) -> Evaluation:
+        nothing = (0, 0.0)
+        parts = {
+            g: (self.groups.get(g, nothing), other.groups.get(g, nothing)) for g in {**self.groups, **other.groups}
+        }
         return Evaluation(
-            self.examples + other.examples, self.loss + other.loss, self.score + other.score, self.regression
+            self.examples + other.examples,
+            self.loss + other.loss,
+            self.score + other.score,
+            self.regression,
+            {g: (a[0] + b[0], a[1] + b[1]) for g, (a, b) in sorted(parts.items())},
         )
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``accuracy`` in [0, 1] or ``mae`` in the target's unit, and the mean ``loss``."""
+        """``accuracy`` in [0, 1] or ``mae`` in the unit of ``Dataset.y_scale``, and the mean ``loss``."""
         name = "mae" if self.regression else "accuracy"
         return {name: self.score / self.examples, "loss": self.loss / self.examples}
+
+    def by_group(self, names: Sequence[str]) -> dict[str, float]:
+        """Return accuracy or mean absolute error of each group that was evaluated, by its name."""
+        return {names[group]: score / examples for group, (examples, score) in self.groups.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,13 +267,21 @@ def _judge(outputs: Floats, data: Dataset) -> Evaluation:
         if outputs.shape != data.y.shape:
             raise ArgumentError(f"the network's outputs have shape {outputs.shape}, its targets {data.y.shape}")
         errors = wide - data.y
-        return Evaluation(len(data), float((errors**2).mean(1).sum()), float(np.abs(errors).mean(1).sum()), True)
+        return _sums((errors**2).mean(1), np.abs(errors).mean(1) * data.y_scale, data, True)
     rows = np.arange(len(data))
     if outputs.ndim != 2 or outputs.shape[1] <= data.y.max():
         raise ArgumentError(f"the network gives outputs {outputs.shape[1:]}, but there is a label {data.y.max()}")
     wide -= wide.max(1, keepdims=True)
     losses = np.log(np.exp(wide).sum(1)) - wide[rows, data.y]
-    return Evaluation(len(data), float(losses.sum()), float((outputs.argmax(1) == data.y).sum()), False)
+    return _sums(losses, (outputs.argmax(1) == data.y).astype(np.float64), data, False)
+
+
+def _sums(losses: NDArray[np.float64], scores: NDArray[np.float64], data: Dataset, regression: bool) -> Evaluation:
+    groups = {}
+    if data.groups is not None:
+        examples, sums = np.bincount(data.groups), np.bincount(data.groups, scores)
+        groups = {int(g): (int(examples[g]), float(sums[g])) for g in np.flatnonzero(examples)}
+    return Evaluation(len(data), float(losses.sum()), float(scores.sum()), regression, groups)
 
 
 def _is_regression(data: Dataset) -> bool:

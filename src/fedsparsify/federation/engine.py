@@ -32,8 +32,8 @@ _MOST_EXAMPLES = 2**32
 # Names in a checkpoint's memory that are the clients', not the method's.
 _CARRIED = "client "
 
-Evaluate = Callable[[ModelState], Mapping[str, float]]
-"""Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set."""
+Evaluate = Callable[[ModelState], Mapping[str, Any]]
+"""Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set, by group too where there are groups."""
 
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
@@ -172,10 +172,9 @@ class Federation:
 
     def _record(self, state: ServerState, started: float, round: _Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
-        figures = {k: v if math.isfinite(v) else None for k, v in self.evaluate(state.model).items()}
         return {
             "round": state.round,
-            **figures,
+            **_finite(self.evaluate(state.model)),
             "sparsity": state.model.sparsity,
             "nonzero": state.model.nonzero,
             "participants": list(round.chosen),
@@ -190,6 +189,14 @@ class Federation:
             "backends": round.backends,
             "layers_nonzero": [int(np.count_nonzero(mask)) for mask in masks],
         }
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures, and figures within, with None for what JSON has no number for."""
+    return {
+        name: _finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
+        for name, value in figures.items()
+    }
 
 
 def participants(seed: int, round: int, clients: int, participation: float) -> list[int]:

@@ -48,7 +48,7 @@ def build(name: str, seed: int, **options: Any) -> nn.Module:
             f"{here} is unknown{nearest(name, MODELS)}; known are {', '.join(MODELS)}, or name your own function as "
             '"module:function"'
         )
-    check_options(factory, "model", name, options, {})
+    check_options(factory, "model", name, options)
     return build_from(lambda: call(factory, here, **options), seed)
 
 
