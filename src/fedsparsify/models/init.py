@@ -18,9 +18,8 @@ def glorot_(module: M) -> M:
 
     For every linear and convolution layer in the module, weights are uniform in +-sqrt(6 / (fan_in + fan_out)), a fan
     counting the kernel's positions too. So are an LSTM's weights, of the input and of the state, the four gates being
-    one layer's outputs. An embedding's vectors, which have no fan, are uniform in +-0.05 (as in Keras): as small as
-    other weights, so that a purge by magnitude does not favour them. Normalisation layers start as PyTorch makes
-    them: scale 1, shift 0. Chance comes from PyTorch's CPU generator. Source: Glorot and Bengio, AISTATS 2010.
+    one layer's outputs. Normalisation layers start as PyTorch makes them: scale 1, shift 0. Chance comes from PyTorch's
+    CPU generator. Source: Glorot and Bengio, AISTATS 2010.
 
     >>> glorot_(nn.Linear(3, 3)).bias.tolist()
     [0.0, 0.0, 0.0]
@@ -33,6 +32,4 @@ def glorot_(module: M) -> M:
         elif isinstance(layer, nn.LSTM):
             for name, parameter in layer.named_parameters():
                 (nn.init.zeros_ if name.startswith("bias") else nn.init.xavier_uniform_)(parameter)
-        elif isinstance(layer, nn.Embedding):
-            nn.init.uniform_(layer.weight, -0.05, 0.05)
     return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from .checks import check_sizes
 from .init import glorot_
 
@@ -42,7 +43,9 @@ class BiLSTM(nn.Module):
         return F.pad(z, (1, 0)) if z.shape[1] == 1 else z
 
 
-def lstm(vocabulary: int = 25_000, embedding: int = 128, hidden: int = 64, classes: int = 2) -> BiLSTM:
+def lstm(
+    vocabulary: int = 25_000, embedding: int = 128, hidden: int = 64, classes: int = 2, spread: float = 0.05
+) -> BiLSTM:
     """Return the network [B, words] -> [B, classes]; 3,397,761 parameters as in arXiv 2204.12430.
 
     Args:
@@ -50,9 +53,14 @@ def lstm(vocabulary: int = 25_000, embedding: int = 128, hidden: int = 64, class
         embedding: width of a word's vector.
         hidden: units of one direction of one layer.
         classes: number of classes; two of them are told apart by one output.
+        spread: initial word vectors are uniform in +-spread; larger ones learn sooner, but stand out in a global purge.
 
     Raises:
-        ArgumentError: one of them is no whole number of at least 1.
+        ArgumentError: a size is no whole number of at least 1, or ``spread`` is not above 0 and finite.
     """
     check_sizes(vocabulary=vocabulary, embedding=embedding, hidden=hidden, classes=classes)
-    return glorot_(BiLSTM(vocabulary, embedding, hidden, classes))
+    if not 0 < spread < float("inf"):
+        raise ArgumentError(f"model.spread = {spread} must be more than 0 and finite")
+    network = glorot_(BiLSTM(vocabulary, embedding, hidden, classes))
+    nn.init.uniform_(network.embedding.weight, -spread, spread)
+    return network
