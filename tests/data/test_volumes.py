@@ -85,7 +85,7 @@ def mri(folder: Path, rows: list[str], header: str = "path,target,site") -> Path
 @pytest.fixture
 def brains(tmp_path: Path) -> list[str]:
     """Twelve volumes of two sites, and their lines in the table."""
-    nibabel = pytest.importorskip("nibabel")
+    nibabel: Any = pytest.importorskip("nibabel")
     (tmp_path / "scans").mkdir()
     rng = np.random.default_rng(1)
     rows = []
@@ -106,7 +106,7 @@ def test_volumes_are_normalised_one_by_one_and_sites_are_groups(tmp_path: Path, 
 
 
 def test_what_is_wrong_with_a_volume_is_told_with_its_line(tmp_path: Path, brains: list[str]) -> None:
-    import nibabel
+    nibabel: Any = pytest.importorskip("nibabel")
 
     def save(name: str, array: NDArray[Any]) -> str:
         nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / name)

@@ -70,15 +70,15 @@ def test_two_classes_of_the_lstm_are_told_apart_by_one_output() -> None:
 
 
 def test_the_lstm_reads_both_ends_and_starts_small() -> None:
-    network = build("lstm", seed=1, vocabulary=99, spread=0.2)
+    network: Any = build("lstm", seed=1, vocabulary=99, spread=0.2)
     words = torch.arange(1.0, 51.0)[None]
     for end in (0, -1):
         changed = words.clone()
         changed[0, end] = 77
         assert not torch.equal(network(words), network(changed))
-    vectors = network.embedding.weight.detach().abs()  # type: ignore[union-attr, operator]
+    vectors = network.embedding.weight.detach().abs()
     assert 0.19 < vectors.max() <= 0.2
-    for name, parameter in network.lstm.named_parameters():  # type: ignore[union-attr, operator]
+    for name, parameter in network.lstm.named_parameters():
         assert parameter.requires_grad != name.startswith("bias_hh")
         assert name.startswith("weight") == bool(parameter.detach().any())
 
