@@ -22,7 +22,7 @@ LABELS = np.array([[0], [1], [0]], np.uint8)
 
 
 def adrenal(
-    folder: Path, volumes: NDArray[Any] = VOLUMES, labels: NDArray[Any] = LABELS, cut: int = 0, **options: int
+    folder: Path, volumes: NDArray[Any] = VOLUMES, labels: NDArray[Any] = LABELS, cut: int = 0, downsample: int = 1
 ) -> tuple[Dataset, Dataset]:
     """Write a file with its true checksum, so that only the content can be wrong, and load it."""
     file = io.BytesIO()
@@ -31,7 +31,7 @@ def adrenal(
     (name,) = adrenal_3d.SOURCE.md5
     (folder / name).write_bytes(content)
     md5 = {name: hashlib.md5(content).hexdigest()}
-    return adrenal_3d.load(folder, source=replace(adrenal_3d.SOURCE, md5=md5), **options)
+    return adrenal_3d.load(folder, source=replace(adrenal_3d.SOURCE, md5=md5), downsample=downsample)
 
 
 def test_voxels_are_scaled_to_one_and_classes_are_groups(tmp_path: Path) -> None:
