@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic_core import PydanticUndefined
 
 from fedsparsify.algorithms import METHODS
 from fedsparsify.config import Settings, load_settings, parse_overrides, settings_from
-from fedsparsify.data.datasets import DATASETS
+from fedsparsify.data.datasets import DATASETS, Dataset
 from fedsparsify.errors import ConfigError, FedSparsifyError
 from fedsparsify.experiment import prepare
 from fedsparsify.merge import MERGE_RULES
@@ -23,7 +24,7 @@ from fedsparsify.models.registry import MODELS
 from fedsparsify.purge import CRITERIA, SCOPES
 from tests.commands import CONFIG, ROOT, write_config
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+CONFIGS = sorted((ROOT / "configs" / "fashion-mnist").rglob("*.toml"))
 
 
 @pytest.fixture
@@ -309,6 +310,13 @@ def limit(text: str) -> float:
     return known[text] if text in known else int(text)
 
 
+def grouped() -> tuple[Dataset, Dataset]:
+    """Examples of ten groups, for the one kind of partition that the digits have no use for."""
+    x, groups = np.zeros((20, 64), np.float32), np.arange(20) % 10
+    data = Dataset(x, groups, groups=groups, group_names=tuple("abcdefghij"))
+    return data, data
+
+
 def accepted(row: Row, value: Any) -> bool:
     """Whether a run of the digits could start with a value."""
     tables = tomllib.loads(CONFIG)
@@ -321,6 +329,8 @@ def accepted(row: Row, value: Any) -> bool:
         tables["schedule"]["final"] = max(value, 0.9)
     if row.key == "kind":
         tables["federation"]["clients"] = 10
+    if value == "groups":
+        tables["data"]["name"] = "tests.test_config:grouped"
     tables.setdefault(row.table, {})[row.key] = value
     try:
         prepare(settings_from(tables, "here"), "here")

@@ -245,6 +245,13 @@ CASES = [
     Case("--set without a table", set_("lr=3"), ('--set "lr=3" must have the form table.key=value',)),
     Case("--set without a value", set_("train.lr"), ('--set "train.lr" must have the form table.key=value',)),
     Case("--set of a whole table", set_("train=3"), ('--set "train=3" must have the form table.key=value',)),
+    Case(
+        "an unknown option of the data set", set_("data.name=imdb", "data.word=3"), ("data.word", "did you mean words?")
+    ),
+    Case("an option of data without any", set_("data.size=3"), ("data.size is no option of digits; it has none",)),
+    Case(
+        "groups of data without any", set_("partition.kind=groups"), ('kind = "groups"', "belong to no groups: choose")
+    ),
     # Types
     wrong("train.lr", "fast", '"fast" must be a number'),
     wrong("run.rounds", "2.5", "2.5 must be a whole number"),
@@ -306,7 +313,7 @@ CASES = [
     wrong("purge.criterion", "magnitud", "unknown; did you mean magnitude?"),
     wrong("purge.scope", "globl", "unknown; did you mean global?"),
     wrong("purge.prunable", "none", 'must be "all" or "weights"'),
-    wrong("partition.kind", "class", "must be 'iid', 'classes', 'dirichlet' or 'quantity'"),
+    wrong("partition.kind", "class", "must be 'iid', 'classes', 'dirichlet', 'quantity' or 'groups'"),
     wrong("train.backend", "jax", "must be one of auto, native, torch"),
     wrong("train.device", "abacus", '"abacus" cannot be used here'),
     # A user's own code

@@ -101,6 +101,8 @@ def test_a_score_that_is_not_finite_is_recorded_as_null_and_read_as_nan(make_run
         (3, set_keys(nonzero=1.5), r"line 3: nonzero must be a whole number"),
         (3, set_keys(participants=3), r"line 3: participants must be a list"),
         (3, set_keys(failures=["late"]), r"line 3: failures: must be a JSON object, not late"),
+        (3, set_keys(groups=[1]), r"line 3: groups: must be a JSON object, not \[1\]"),
+        (3, set_keys(groups={"Oulu": "good"}), r"line 3: groups: Oulu must be a number, not good"),
         (3, set_keys(layers_nonzero=[1, 2]), r"line 3: layers_nonzero has 2 counts for 6 layers"),
         (3, lambda line: line.replace('"accuracy"', '"mae"'), r"line 3: has mae where the lines before have accuracy"),
     ],

@@ -31,7 +31,7 @@ def share_out(total: int, shares: Sequence[float], sizes: Sequence[int]) -> Coun
         int64[layers] that add up to ``total``.
 
     Raises:
-        ArgumentError: the budget is more than all sizes together.
+        ArgumentError: the budget is more than all sizes together, or a share is not finite.
 
     >>> share_out(10, [1, 1, 2], [2, 20, 20]).tolist()
     [2, 3, 5]
@@ -40,6 +40,8 @@ def share_out(total: int, shares: Sequence[float], sizes: Sequence[int]) -> Coun
     if not 0 <= total <= room.sum():
         raise ArgumentError(f"{total} parameters cannot be shared out over layers that hold {room.sum()}")
     full = np.zeros(len(room), np.bool_)
+    if not np.isfinite(weight).all():
+        raise ArgumentError(f"layer {np.flatnonzero(~np.isfinite(weight))[0]} has a share that is not finite")
     while True:
         open_ = ~full
         left = total - room[full].sum()

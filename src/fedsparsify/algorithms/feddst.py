@@ -103,9 +103,9 @@ def feddst(
 
         within = np.ones(layout.n, np.bool_) if readjusts(t) else state.model.mask
         merged = merge_models(counted(), nonzero_of, within)
-        scores = np.abs(merged.w)
-        scores[votes < min_votes] -= np.finfo(np.float32).max / 2
-        mask = keep_by_layer(scores, counts_of(state.model.mask, layout), layout, merged.mask)
+        scores, counts = np.abs(merged.w), counts_of(state.model.mask, layout)
+        first = keep_by_layer(scores, counts, layout, merged.mask & (votes >= min_votes))
+        mask = first | keep_by_layer(scores, counts - counts_of(first, layout), layout, merged.mask & ~first)
         return ServerState(t, merged.under(mask))
 
     return Method("feddst", client_update, server_update, schedule, regrows=True, starts="server")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ..errors import ConfigError
@@ -74,10 +74,16 @@ def build(name: str, ingredients: Mapping[str, Any], options: Mapping[str, Any])
             f"{here} is unknown{nearest(name, METHODS)}; known are {', '.join(METHODS)}, or name your own function as"
             ' "module:function"'
         )
-    parameters = inspect.signature(function).parameters
-    given = {key: value for key, value in ingredients.items() if key in parameters}
+    given = {key: value for key, value in ingredients.items() if key in _parameters(function)}
     check_options(function, "method", name, options, given)
     method = call(function, here, **given, **options)
     if not isinstance(method, Method):
         raise ConfigError(f"{here} returned a {type(method).__name__}; it must return a fedsparsify.algorithms.Method")
     return method
+
+
+def _parameters(function: Callable[..., object]) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # some built-in callables have none
+        return ()

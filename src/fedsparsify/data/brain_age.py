@@ -35,10 +35,10 @@ def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, 
         DataError: the file is missing, lacks a column, or has a cell that is no number.
     """
     content = files.read(SOURCE, data_dir, progress)["fcon1000.csv"]
-    table = Table(content, "fcon1000.csv", _NO_FEATURES)
+    table = Table(content, "fcon1000.csv", ("age", "site"))
     names = table.texts("site")
     ages = table.numbers(["age"])[:, 0]
     features = table.numbers([column for column in table.columns if column not in _NO_FEATURES])
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    x, _ = sites.standardise(features, ~sites.for_test(groups, ages))
+    x, _ = sites.standardise(features, ~sites.for_test(groups, ages, SOURCE.title))
     return sites.by_site(x, ages, names, SOURCE.title)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..plugins import call, check_options, nearest, resolve
-from . import brain_age, digits, fashion_mnist
+from . import adrenal_3d, brain_age, cifar, digits, fashion_mnist, imdb, mri
 from .record import Dataset, as_dataset
 
 __all__ = ["DATASETS", "Dataset", "as_dataset", "load"]
@@ -60,8 +60,13 @@ def load(
 
 
 DATASETS: dict[str, Callable[..., tuple[Dataset, Dataset]]] = {
+    "adrenal-3d": adrenal_3d.load,
     "brain-age": brain_age.load,
+    "cifar-10": cifar.load_cifar10,
+    "cifar-100": cifar.load_cifar100,
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
+    "imdb": imdb.load,
+    "mri": mri.load,
 }
 """Loader of each named data set: (data_dir, progress, **options) -> (train, test)."""

@@ -185,7 +185,9 @@ def _nowhere(source: Source, searched: list[Path], why: str) -> str:
         ways.append(f"run again where {next(iter(source.downloads)).rsplit('/', 1)[0]}/ can be reached")
     count = {1: "One way", 2: "Two ways", 3: "Three ways"}[len(ways)]
     nowhere = f"is not in {', '.join(map(str, searched))}" if searched else "was not looked for: no folder is named"
-    return f"{source.title} {nowhere}, and {why}. {count} to get it: {'; '.join([*ways[:-1], 'or ' + ways[-1]] if ways[1:] else ways)}"
+    if len(ways) > 1:
+        ways[-1] = f"or {ways[-1]}"
+    return f"{source.title} {nowhere}, and {why}. {count} to get it: {'; '.join(ways)}"
 
 
 class _Bar:

@@ -20,14 +20,18 @@ TEST_EVERY = 5
 """Of every other site, every fifth example in the order of the target is held out for testing."""
 
 
-def for_test(sites: NDArray[np.int64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+def for_test(sites: NDArray[np.int64], y: NDArray[np.float64], title: str) -> NDArray[np.bool_]:
     """Return bool[N], which examples are held out: the same everywhere, without chance, and alike in target and site.
 
     Args:
         sites: int[N] site of each example.
         y: float[N] target of each example; of equal ones the first comes first.
+        title: the data set's name, for messages.
 
-    >>> for_test(np.array([0] * 10 + [1]), np.arange(11.0)).nonzero()[0].tolist()
+    Raises:
+        DataError: no site has :data:`FEWEST` examples.
+
+    >>> for_test(np.array([0] * 10 + [1]), np.arange(11.0), "ages").nonzero()[0].tolist()
     [2, 7, 10]
     """
     held_out = np.zeros(len(y), np.bool_)
@@ -38,6 +42,8 @@ def for_test(sites: NDArray[np.int64], y: NDArray[np.float64]) -> NDArray[np.boo
         else:
             # The middle one of each five, so that held-out targets are neither the lower nor the higher ones.
             held_out[members[np.argsort(y[members], kind="stable")][TEST_EVERY // 2 :: TEST_EVERY]] = True
+    if held_out.all():
+        raise DataError(f"{title}: no site has {FEWEST} examples, so there is nothing to train on: add examples")
     return held_out
 
 
@@ -74,9 +80,7 @@ def by_site(x: Floats, y: NDArray[np.float64], sites: Sequence[str], title: str)
     """
     names, groups = np.unique(np.asarray(sites), return_inverse=True)
     groups = groups.astype(np.int64)
-    test = for_test(groups, y)
-    if test.all():
-        raise DataError(f"{title}: no site has {FEWEST} examples, so there is nothing to train on: add examples")
+    test = for_test(groups, y, title)
     targets, deviation = standardise(y[:, np.newaxis], ~test)
     everything = Dataset(x, targets, groups=groups, group_names=tuple(map(str, names)), y_scale=float(deviation[0]))
     return everything.take(np.flatnonzero(~test)), everything.take(np.flatnonzero(test))

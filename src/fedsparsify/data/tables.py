@@ -31,7 +31,7 @@ class Table:
         DataError: it is no text, has no header or no row, names a column twice, lacks a needed one, or has a row of
             another length.
 
-    >>> Table(b"age,site\n31,Oulu\n", "people.csv", ["age"]).numbers(["age"])
+    >>> Table(b"age,site\n31,Oulu\n", "a.csv", ["age"]).numbers(["age"])
     array([[31.]])
     """
 

@@ -12,8 +12,12 @@ from torch import nn
 from ..errors import ConfigError
 from ..plugins import call, check_options, nearest, resolve
 from ..randomness import derive_seed
+from .cnn3d import cnn3d
 from .cnn6 import cnn6
 from .fc2 import fc2
+from .lstm import lstm
+from .resnet20 import resnet20
+from .vgg16 import vgg16
 
 __all__ = ["MODELS", "build", "build_from"]
 
@@ -76,5 +80,9 @@ def build_from(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "2-fc": fc2,
     "6-cnn": cnn6,
+    "resnet-20": resnet20,
+    "vgg-16": vgg16,
+    "lstm": lstm,
+    "3d-cnn": cnn3d,
 }
 """Factory of each named network."""

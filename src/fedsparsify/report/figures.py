@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedsparsify.report.groups import group_figure
 from fedsparsify.report.plots import (
     COLOURS,
     PATTERNS,
@@ -41,6 +42,7 @@ def all_figures(runs: Sequence[Run], keys: Sequence[Key]) -> list[Figure]:
     pairs = list(zip(runs, keys, strict=True))
     figures = itertools.chain(
         _score(pairs),
+        group_figure(pairs),
         _sparsity(pairs),
         _layers(pairs),
         _layer_history(pairs),

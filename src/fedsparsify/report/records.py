@@ -73,6 +73,7 @@ class RoundRecord:
         client_drift: mean pairwise cosine distance between the clients' updates.
         mask_overlap: mean pairwise Jaccard index of the clients' masks.
         layers_nonzero: parameters left in each layer, in the order of ``Run.layers``; empty where not recorded.
+        groups: the score of each group of test examples; empty where the examples belong to none.
     """
 
     round: int
@@ -90,6 +91,7 @@ class RoundRecord:
     client_drift: float | None
     mask_overlap: float | None
     layers_nonzero: tuple[int, ...]
+    groups: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Run:
         rounds_total: the round the run was to end with; equals the last record's where the run does not say.
         parameters: n, trainable parameters of the dense network.
         metric: what ``RoundRecord.score`` measures.
+        unseen_groups: names of the groups of which no client has an example.
         schedule: target sparsity of rounds 0..T, None for a dense method.
         config: the tables of ``config.toml``; empty where the file is missing.
         config_text: that file as it stands.
@@ -119,6 +122,7 @@ class Run:
     metric: Metric
     layers: tuple[Layer, ...]
     partition: Partition | None
+    unseen_groups: tuple[str, ...]
     schedule: tuple[float, ...] | None
     machine: Mapping[str, str]
     config: Mapping[str, Any]
@@ -186,6 +190,7 @@ def parse_run(path: Path, facts_text: str, metrics: str, config_text: str) -> Ru
         metric=metric,
         layers=layers,
         partition=_partition(facts.value("partition"), facts.place),
+        unseen_groups=tuple(printable(name, 80) for name in facts.list("unseen_groups")),
         schedule=tuple(_float(item, f"{facts.place}: schedule") for item in schedule) or None,
         machine=MappingProxyType({printable(key): printable(item) for key, item in facts.table("machine").items()}),
         config=MappingProxyType(config),
@@ -257,7 +262,14 @@ def _round(fields: _Fields, metric: Metric) -> RoundRecord:
         client_drift=fields.number("client_drift"),
         mask_overlap=fields.number("mask_overlap"),
         layers_nonzero=tuple(_int(item, f"{fields.place}: layers_nonzero") for item in fields.list("layers_nonzero")),
+        groups=MappingProxyType(_groups(_Fields(fields.table("groups"), f"{fields.place}: groups"))),
     )
+
+
+def _groups(fields: _Fields) -> dict[str, float]:
+    # A diverged model's score is null.
+    scores = {name: fields.number(name) for name in fields.values}
+    return {printable(name, 80): math.nan if score is None else score for name, score in scores.items()}
 
 
 def _layer(item: object, place: str) -> Layer:
