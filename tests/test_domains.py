@@ -28,7 +28,7 @@ CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.toml")) if path.p
 def test_every_configuration_names_data_builds_its_network_and_its_method(path: Path) -> None:
     settings = load_settings(path)
     assert settings.data.name == ("mri" if path.stem.startswith("mri-") else path.parent.name)
-    check_options(DATASETS[settings.data.name], "data", settings.data.name, {**settings.data.options, "progress": 1})
+    check_options(DATASETS[settings.data.name], "data", settings.data.name, {**settings.data.options, "progress": True})
     module = build(settings.model.name, settings.run.seed, **settings.model.options)
     method = make_method(settings, ParameterLayout.of(module))
     TuneSettings(**settings.train.model_dump())

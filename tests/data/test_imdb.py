@@ -116,7 +116,7 @@ def test_a_class_without_reviews_is_refused(tmp_path: Path) -> None:
         load("imdb", tmp_path)
 
 
-@pytest.mark.parametrize("option", [{"words": 0}, {"vocabulary": 2}, {"every": True}, {"words": 2.5}])
+@pytest.mark.parametrize("option", [{"words": 0}, {"vocabulary": 2}, {"every": 0}])
 def test_options_out_of_their_range_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=f"data.{next(iter(option))} = .* must be a whole number from"):
         load("imdb", tmp_path, options=option)

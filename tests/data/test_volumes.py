@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedsparsify.data import Dataset, adrenal_3d, load
-from fedsparsify.errors import ArgumentError, DataError, MissingExtraError
+from fedsparsify.errors import ArgumentError, ConfigError, DataError, MissingExtraError
 
 VOLUMES = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 64)).astype(np.uint8)
 LABELS = np.array([[0], [1], [0]], np.uint8)
@@ -137,7 +137,7 @@ def test_a_wrong_table_is_told(tmp_path: Path) -> None:
         load("mri", tmp_path)
     with pytest.raises(DataError, match=re.escape('has no column "target", only path, age, site')):
         load("mri", mri(tmp_path, ["a,1,A"], "path,age,site"))
-    with pytest.raises(ArgumentError, match=r"data\.table = 3 must be the name of a CSV file"):
+    with pytest.raises(ConfigError, match=r"data\.table = 3 must be a text in quotes"):
         load("mri", tmp_path, options={"table": 3})
 
 
