@@ -193,7 +193,9 @@ def _members(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
                 assert file is not None
                 data = file.read()
                 if len(data) != member.size:
-                    raise RunError(f"{path} is cut off within {member.name}; restore it, or make it by fedsparsify pack")
+                    raise RunError(
+                        f"{path} is cut off within {member.name}; restore it, or make it by fedsparsify pack"
+                    )
                 yield member.name, data
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise RunError(
