@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
+from fedsparsify.algorithms import METHODS
 from fedsparsify.config import Settings, load_settings, parse_overrides, settings_from
 from fedsparsify.data.datasets import DATASETS
 from fedsparsify.errors import ConfigError, FedSparsifyError
-from fedsparsify.experiment import METHODS, prepare
+from fedsparsify.experiment import prepare
 from fedsparsify.merge import MERGE_RULES
 from fedsparsify.models.registry import MODELS
 from fedsparsify.purge import CRITERIA, SCOPES

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedsparsify
+from fedsparsify.algorithms import METHODS
 from fedsparsify.config import load_settings
 from fedsparsify.data import Dataset
 from fedsparsify.errors import (
@@ -25,7 +26,7 @@ from fedsparsify.errors import (
     RunError,
     TooFewClientsError,
 )
-from fedsparsify.experiment import METHODS, deal, default_directory, prepare, start
+from fedsparsify.experiment import deal, default_directory, prepare, start
 from tests.commands import contents, records, write_config
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -51,7 +51,7 @@ def test_public_functions_return_what_the_contract_says() -> None:
 @pytest.mark.parametrize(
     ("record", "names"),
     [
-        (state.ClientUpdate, ["client", "round", "model", "num_examples", "metrics"]),
+        (state.ClientUpdate, ["client", "round", "model", "num_examples", "metrics", "vectors"]),
         (state.ServerState, ["round", "model", "memory"]),
     ],
 )

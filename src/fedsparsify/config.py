@@ -66,19 +66,26 @@ class RunTable(_Table):
 
 
 class DataTable(_Table):
-    """``[data]``: what is learned."""
+    """``[data]``: what is learned; keys besides these are passed to the function that loads it."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
-    """``fashion-mnist``, ``digits``, or ``module:function`` returning (train, test)."""
+    """``fashion-mnist``, ``imdb``, ... (docs/domains.md), or ``module:function`` returning (train, test)."""
     dir: str = ""
     """Folder with the data files; empty for FEDSPARSIFY_DATA, the system's place, or a download."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function that loads the data set."""
+        return dict(self.model_extra or {})
 
 
 class PartitionTable(_Table):
     """``[partition]``: how examples are dealt to clients."""
 
-    kind: Literal["iid", "classes", "dirichlet", "quantity"] = "iid"
-    """``iid``; ``classes`` (``classes_per_client`` each); ``dirichlet`` and ``quantity`` (``alpha``)."""
+    kind: Literal["iid", "classes", "dirichlet", "quantity", "groups"] = "iid"
+    """``iid``; ``classes`` (``classes_per_client`` each); ``dirichlet`` and ``quantity`` (``alpha``); ``groups``."""
     classes_per_client: int = 2
     """For ``classes``: number of classes that each client has."""
     alpha: float = 0.5
@@ -89,7 +96,7 @@ class FederationTable(_Table):
     """``[federation]``: who takes part."""
 
     clients: int = 10
-    """Number of clients."""
+    """Number of clients; 0 for as many as there are groups, with the partition ``groups``."""
     participation: float = 1.0
     """Fraction of clients that take part in a round, drawn anew each round."""
     min_clients: int = 1
@@ -102,7 +109,7 @@ class ModelTable(_Table):
     model_config = ConfigDict(extra="allow")
 
     name: str
-    """``2-fc``, ``6-cnn``, or ``module:function`` returning a torch.nn.Module."""
+    """``2-fc``, ``6-cnn``, ... (docs/domains.md), or ``module:function`` returning a torch.nn.Module."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -111,12 +118,19 @@ class ModelTable(_Table):
 
 
 class MethodTable(_Table):
-    """``[method]``: the federated method."""
+    """``[method]``: the federated method; keys besides ``name`` and ``merge`` are options of the method."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
-    """``fedavg``, ``fedsparsify-global`` or ``fedsparsify-local``."""
+    """``fedavg``, ``fedsparsify-global``, ... (docs/methods.md), or ``module:function`` returning a Method."""
     merge: str = "majority"
     """For ``fedsparsify-local``: ``majority``, ``majority-nonzero``, ``nonzero`` or ``average``."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function that returns the method."""
+        return dict(self.model_extra or {})
 
 
 class ScheduleTable(_Table):

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from . import data, models
-from .algorithms import Method, fedavg, fedsparsify_global, fedsparsify_local
+from . import algorithms, data, models
+from .algorithms import Method
 from .config import OWN, Settings, load_settings, settings_from
 from .data import Dataset, as_dataset, partition
 from .errors import ArgumentError, CheckpointError, ConfigError
@@ -31,12 +31,11 @@ from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
 from .sparse import Calibration, processor, targets
-from .state import ModelState, ServerState
+from .state import Floats, ModelState, ServerState
 from .tune import TuneSettings
 from .version import __version__
 
 __all__ = [
-    "METHODS",
     "Experiment",
     "Split",
     "check_all",
@@ -65,6 +64,15 @@ class Split:
     test: Dataset
     class_names: tuple[str, ...]
     counts: list[list[int]]
+
+    @property
+    def unseen_groups(self) -> list[str]:
+        """Names of the test set's groups of which no client has an example."""
+        if self.test.groups is None:
+            return []
+        held = {c.group_names[group] for c in self.clients if c.groups is not None for group in np.unique(c.groups)}
+        tested = [self.test.group_names[group] for group in np.unique(self.test.groups)]
+        return [name for name in tested if name not in held]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +166,21 @@ def make_method(settings: Settings, layout: ParameterLayout) -> Method:
     """Return the method that settings name.
 
     Raises:
-        ConfigError: a name is unknown.
-        ArgumentError: the schedule is impossible.
+        ConfigError: a name or an option is unknown.
+        ArgumentError: the schedule is impossible, or an option is out of its range.
     """
-    build: Callable[[Settings, ParameterLayout], Method] = _choose(settings.method.name, METHODS, "method.name")
-    return build(settings, layout)
+    p, scope = settings.purge, SCOPES[settings.purge.scope]
+    ingredients = {
+        "schedule": _schedule(settings),
+        "purge": make_purge(layout, CRITERIA[p.criterion], scope, p.prunable),
+        "select": make_purge(layout, _as_they_are, scope, p.prunable),
+        "merge": MERGE_RULES[settings.method.merge],
+        "layout": layout,
+        "sparsity": settings.schedule.final,
+        "rounds": settings.run.rounds,
+        "seed": settings.run.seed,
+    }
+    return algorithms.build(settings.method.name, ingredients, settings.method.options)
 
 
 def start(experiment: Experiment, out: Path, observers: Sequence[Observer] = ()) -> Path:
@@ -356,17 +374,18 @@ def _recorded_calibration(path: Path) -> Calibration | None:
 
 
 def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment:
+    _check_federation(settings, len(split.clients))  # how many there are may have been left to the data
     train = TuneSettings(**settings.train.model_dump())
     return Experiment(settings, split, module, make_method(settings, ParameterLayout.of(module)), train)
 
 
 def _check(settings: Settings) -> None:
     """Refuse what is wrong in any data set, before one is loaded."""
-    check_federation(settings.federation.clients, settings.federation.participation, settings.federation.min_clients)
+    if settings.federation.clients or settings.partition.kind != "groups":
+        _check_federation(settings, settings.federation.clients)
     TuneSettings(**settings.train.model_dump())
     _schedule(settings)
     for name, known, place in (
-        (settings.method.name, METHODS, "method.name"),
         (settings.method.merge, MERGE_RULES, "method.merge"),
         (settings.purge.criterion, CRITERIA, "purge.criterion"),
         (settings.purge.scope, SCOPES, "purge.scope"),
@@ -374,14 +393,22 @@ def _check(settings: Settings) -> None:
         _choose(name, known, place)
 
 
+def _check_federation(settings: Settings, clients: int) -> None:
+    check_federation(clients, settings.federation.participation, settings.federation.min_clients)
+
+
 def _schedule(settings: Settings) -> PolynomialSchedule:
     s = settings.schedule
     return PolynomialSchedule(s.initial, s.final, s.start_round, settings.run.rounds, s.frequency, s.exponent)
 
 
+def _as_they_are(scores: Floats) -> Floats:
+    return scores
+
+
 def _load(settings: Settings, progress: bool) -> tuple[Dataset, Dataset]:
     folder = Path(settings.data.dir).expanduser() if settings.data.dir else None
-    return data.load(settings.data.name, folder, progress)
+    return data.load(settings.data.name, folder, progress, settings.data.options)
 
 
 def _parts(settings: Settings, train: Dataset) -> list[Indices]:
@@ -395,11 +422,6 @@ def _parts(settings: Settings, train: Dataset) -> list[Indices]:
         return _PARTITIONS[kind](train, clients, rng, settings)
     except ArgumentError as error:
         raise ArgumentError(f'partition.kind = "{kind}": {error}') from error
-
-
-def _purge(settings: Settings, layout: ParameterLayout) -> Any:
-    p = settings.purge
-    return make_purge(layout, CRITERIA[p.criterion], SCOPES[p.scope], p.prunable)
 
 
 def _choose(name: str, known: Mapping[str, Any], place: str) -> Any:
@@ -441,6 +463,7 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
         "dataset": settings.data.name,
         "seed": settings.run.seed,
         "rounds": settings.run.rounds,
+        "initial": hashlib.sha256(layout.read(experiment.module)[0].tobytes()).hexdigest(),
         "parameters": layout.n,
         "layers": [[slot.name, list(slot.shape)] for slot in layout.parameters],
         "partition": {
@@ -448,6 +471,7 @@ def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
             "class_names": list(experiment.split.class_names),
             "counts": experiment.split.counts,
         },
+        "unseen_groups": experiment.split.unseen_groups,
         "calibration": None if simulator.calibration is None else asdict(simulator.calibration),
         "schedule": None if schedule is None else [schedule(t) for t in range(settings.run.rounds + 1)],
         "machine": {
@@ -470,14 +494,6 @@ _PARTITIONS: dict[str, Callable[[Dataset, int, np.random.Generator, Settings], l
         train.y, clients, rng, s.partition.classes_per_client
     ),
     "dirichlet": lambda train, clients, rng, s: partition.dirichlet(train.y, clients, rng, s.partition.alpha),
+    "groups": lambda train, clients, rng, s: partition.by_groups(train.groups, clients),
     "quantity": lambda train, clients, rng, s: partition.quantity_skew(train.y, clients, rng, s.partition.alpha),
 }
-
-METHODS: dict[str, Callable[[Settings, ParameterLayout], Method]] = {
-    "fedavg": lambda s, layout: fedavg(),
-    "fedsparsify-global": lambda s, layout: fedsparsify_global(_schedule(s), _purge(s, layout)),
-    "fedsparsify-local": lambda s, layout: fedsparsify_local(
-        _schedule(s), _purge(s, layout), MERGE_RULES[s.method.merge]
-    ),
-}
-"""Method names of configurations; a new method is one line."""

@@ -7,7 +7,7 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ __all__ = [
     "MERGE_RULES",
     "Contribution",
     "MergeRule",
+    "VectorAverage",
     "average_of",
     "majority_nonzero",
     "majority_nonzero_of",
@@ -145,6 +146,46 @@ def merge_models(updates: Iterable[ClientUpdate], rule: MergeRule, within: Mask)
     mask = within.copy()
     mask[survivors] = kept
     return ModelState.of_values(values[kept], mask, (buffer_sum / examples).astype(np.float32))
+
+
+class VectorAverage:
+    """The average sum p_k v_k of a vector that updates carry beside their models, taken in the pass that merges these.
+
+    Args:
+        name: of the vector, one that the method ``sends``.
+
+    >>> mask = np.array([True])
+    >>> score = VectorAverage("score")
+    >>> for k, examples in enumerate((1, 3)):
+    ...     model = ModelState.of_values(np.float32([0]), mask)
+    ...     _ = list(score.of([ClientUpdate(k, 1, model, examples, {}, {"score": np.float32([k])})]))
+    >>> score.value.tolist()
+    [0.75]
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._sum: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
+        self._examples = 0
+
+    def of(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
+        """Yield the updates on, adding up their vectors."""
+        for update in updates:
+            weighted = np.multiply(update.vectors[self._name], update.num_examples, dtype=np.float64)
+            self._sum = weighted if self._sum is None else self._sum + weighted
+            self._examples += update.num_examples
+            yield update
+
+    @property
+    def value(self) -> Floats:
+        """float32[n].
+
+        Raises:
+            ArgumentError: no update has passed.
+        """
+        if self._sum is None:
+            raise ArgumentError(f"there is no update to average {self._name} over")
+        return (self._sum / self._examples).astype(np.float32)
 
 
 def _zip(weights: Sequence[Floats], masks: Sequence[Mask], num_examples: Sequence[int]) -> Iterable[Contribution]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigError, FedSparsifyError
 
-__all__ = ["call", "describe", "nearest", "resolve"]
+__all__ = ["call", "check_options", "describe", "nearest", "resolve"]
 
 
 def resolve(reference: str, place: str) -> Callable[..., Any]:
@@ -64,6 +66,56 @@ def call(function: Callable[..., Any], here: str, **options: Any) -> Any:
         raise
     except Exception as error:
         raise ConfigError(f"{here} failed with {describe(error)}") from error
+
+
+def check_options(
+    function: Callable[..., Any],
+    table: str,
+    name: str,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Refuse options that a function does not take, or that have another type than its default.
+
+    Args:
+        function: what will be called with ``given`` and ``options``.
+        table: of the configuration, for messages, e.g. ``model``.
+        name: what the configuration calls the function.
+        options: keyword arguments that the configuration gives.
+        given: keyword arguments that it gets anyway.
+
+    Raises:
+        ConfigError: an option is unknown or of another type, or a required one is missing.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables have none; they judge their options themselves
+        return
+    known = {key: p for key, p in signature.parameters.items() if key not in given and p.kind not in _VARIADIC}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    for option, value in options.items():
+        if option not in known:
+            if open_ended:
+                continue
+            hint = nearest(option, known)
+            raise ConfigError(f"{table}.{option} is no option of {name}{hint}; it has {', '.join(known) or 'none'}")
+        default = known[option].default
+        if isinstance(default, (bool, int, float, str)) and not _is_like(value, default):
+            raise ConfigError(f"{table}.{option} = {value!r} must be {_KINDS[type(default)]}, such as {default!r}")
+    try:
+        signature.bind(**given, **options)
+    except TypeError as error:
+        raise ConfigError(f'{table}.name = "{name}" cannot be built with the options given: {error}') from error
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+
+
+def _is_like(value: object, default: bool | int | float | str) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
 def describe(error: Exception) -> str:

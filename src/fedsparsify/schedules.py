@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .errors import ArgumentError
 
-__all__ = ["PolynomialSchedule", "Schedule"]
+__all__ = ["PolynomialSchedule", "Schedule", "StepSchedule"]
 
 Schedule = Callable[[int], float]
 """Any function from a round (1..T) to the fraction of parameters that are zero after it."""
@@ -79,3 +79,32 @@ class PolynomialSchedule:
         left = 1 - (pruning_round - self.start_round) / (self.total_rounds - self.start_round)
         # 0.9 + (0.1 - 0.9) is less than 0.1 in float64, and S_0 is a promise.
         return max(self.initial, self.final + (self.initial - self.final) * float(left**self.exponent))
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """Dense up to a round that prunes once.
+
+    Attributes:
+        sparsity: fraction that is zero from ``round`` on, in [0, 1).
+        round: the round that prunes; 0 is before training.
+
+    Raises:
+        ArgumentError: a value is out of its range.
+
+    >>> [StepSchedule(0.9, 2)(t) for t in range(4)]
+    [0.0, 0.0, 0.9, 0.9]
+    """
+
+    sparsity: float
+    round: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ArgumentError(f"schedule.final = {self.sparsity} must be at least 0 and less than 1")
+        if self.round < 0:
+            raise ArgumentError(f"the round that prunes = {self.round} must be at least 0")
+
+    def __call__(self, t: int) -> float:
+        """Return s_t, the sparsity that the network has after round ``t``."""
+        return self.sparsity if t >= self.round else 0.0

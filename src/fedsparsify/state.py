@@ -82,6 +82,10 @@ class ModelState:
             return self.values[within]
         return self._spread()[mask]
 
+    def under(self, mask: Mask) -> ModelState:
+        """Return this model with another mask bool[n]: what is outside becomes 0, what comes back is 0 too."""
+        return ModelState(np.where(mask, self.w, np.float32(0)), mask, self.buffers)
+
     def _spread(self) -> Floats:
         assert self._values is not None
         w = np.zeros(self.mask.shape, np.float32)
@@ -109,6 +113,7 @@ class ClientUpdate:
         model: the client's parameters, mask and buffers after local training (and, for local purging, pruning).
         num_examples: size n_k of the client's data, its weight in the merge.
         metrics: figures measured by the client, e.g. ``loss`` (mean training loss) and ``seconds`` (local training).
+        vectors: float32[n] by name that the method sends beside the model, such as scores of all parameters.
     """
 
     client: int
@@ -116,6 +121,7 @@ class ClientUpdate:
     model: ModelState
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    vectors: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

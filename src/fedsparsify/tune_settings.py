@@ -22,6 +22,7 @@ class TuneSettings:
         momentum: in [0, 1); its buffer starts anew in every round, since clients are stateless.
         nesterov: Nesterov's momentum; needs ``momentum``.
         weight_decay: added as ``weight_decay * w`` to the gradient, at least 0.
+        proximal: mu of the term ``mu/2 ||w - w_0||^2`` in the loss, w_0 being where training starts; at least 0.
         backend: ``"native"`` for the compiled trainer, ``"torch"`` for dense torch, or ``"auto"`` for the faster one as
             measured on this machine, round by round.
         device: ``"cpu"``, another device of torch's, or ``"auto"`` for an accelerator where there is one.
@@ -36,6 +37,7 @@ class TuneSettings:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    proximal: float = 0.0
     backend: str = "auto"
     device: str = "auto"
 
@@ -52,5 +54,7 @@ class TuneSettings:
             raise ArgumentError("train.nesterov = true needs train.momentum to be more than 0")
         if not 0 <= self.weight_decay < float("inf"):
             raise ArgumentError(f"train.weight_decay = {self.weight_decay} must be at least 0 and finite")
+        if not 0 <= self.proximal < float("inf"):
+            raise ArgumentError(f"the proximal term's factor = {self.proximal} must be at least 0 and finite")
         if self.backend not in BACKENDS:
             raise ArgumentError(f'train.backend = "{self.backend}" must be one of {", ".join(BACKENDS)}')

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsparsify import experiment
+from fedsparsify import algorithms
 from fedsparsify.data import Dataset
 from fedsparsify.federation import Reply, RunDirectory, Transport
 from fedsparsify.federation.engine import Record
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.sparse import available
-from fedsparsify.state import ClientUpdate, Mask, ModelState, ServerState
+from fedsparsify.state import ClientUpdate, Floats, Mask, ModelState, ServerState
 from fedsparsify.wire import Kind, Message, encode, request_full
 from tests.algorithms.federations import (
     ROUNDS,
@@ -31,11 +31,11 @@ from tests.algorithms.federations import (
     population,
 )
 
-# A new method is one line; it is tried on all networks below.
+# Every method of the configurations is tried on all networks below; here are options that suit so few rounds.
+OPTIONS: dict[str, dict[str, Any]] = {"feddst": {"every": 2, "ratio": 0.9, "stop": 1.0}, "prunefl": {"every": 2}}
 METHODS: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    "fedavg": {"method": {"name": "fedavg"}},
-    "global": {"method": {"name": "fedsparsify-global"}},
-    "local": {"method": {"name": "fedsparsify-local"}},
+    name.removeprefix("fedsparsify-"): {"method": {"name": name, **OPTIONS.get(name, {})}}
+    for name in algorithms.METHODS
 }
 # Another scope or merge rule is one line too; it is tried on the first network.
 VARIANTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
@@ -88,15 +88,12 @@ def survivors(setup: Setup, layout: ParameterLayout, sparsity: float, before: Ma
     return left
 
 
-def test_every_method_of_the_configurations_is_in_the_table() -> None:
-    assert {tables["method"]["name"] for tables in METHODS.values()} == set(experiment.METHODS)
-
-
 @every_setup
 def test_a_run_goes_through_and_learns(setup: Setup) -> None:
     run = reference(setup)
     assert [state.round for state in run.states] == list(range(ROUNDS + 1))
-    assert [len(record["participants"]) for record in run.records] == [0, 3, 3, 3, 3]
+    asked_first = {"dense": 0, "server": 0, "one client": 1, "participants": 3}[run.method.starts]
+    assert [len(record["participants"]) for record in run.records] == [asked_first, 3, 3, 3, 3]
     assert all(record["failures"] == [] for record in run.records)
     assert run.records[-1]["loss"] < run.records[0]["loss"]
     assert run.method.name == setup.settings.method.name
@@ -108,23 +105,64 @@ def test_the_backend_changes_in_the_middle_of_a_run_with_auto() -> None:
     assert used == [{"native": 0, "torch": 3}] * 2 + [{"native": 3, "torch": 0}] * 2
 
 
+REGROWING = {"feddst", "prunefl"}
+
+
+def regrows(setup: Setup) -> bool:
+    return setup.settings.method.name in REGROWING
+
+
 @every_setup
+def test_a_method_whose_masks_are_not_nested_says_so(setup: Setup) -> None:
+    run = reference(setup)
+    pairs = zip(run.states, run.states[1:], strict=False)
+    came_back = sum(int(np.count_nonzero(after.model.mask & ~before.model.mask)) for before, after in pairs)
+    assert (came_back > 0) == run.method.regrows == regrows(setup)
+
+
+@pytest.mark.parametrize(
+    "setup", [s for s in SETUPS.values() if not regrows(s)], ids=[k for k, s in SETUPS.items() if not regrows(s)]
+)
 def test_a_pruned_parameter_never_comes_back(setup: Setup) -> None:
     run = reference(setup)
     for before, after in zip(run.states, run.states[1:], strict=False):
         assert not (after.model.mask & ~before.model.mask).any()
         for update in run.updates[after.round].values():
             assert not (update.model.mask & ~before.model.mask).any()
-    assert run.states[0].model.mask.all()
+    assert run.states[0].model.mask.all() == (run.method.starts == "dense")
 
 
-@every_setup
+class _Idle:
+    """A client that learns nothing."""
+
+    epochs = 1
+
+    def tune(self, model: ModelState, **_: Any) -> ModelState:
+        return model
+
+    def gradient(self, model: ModelState, **_: Any) -> Floats:
+        return np.zeros_like(model.w)
+
+    def curvature(self, model: ModelState, **_: Any) -> Floats:
+        return np.zeros_like(model.w)
+
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(1)
+
+    def layer_seconds(self) -> list[float]:
+        return [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    "setup", [s for s in SETUPS.values() if not regrows(s)], ids=[k for k, s in SETUPS.items() if not regrows(s)]
+)
 def test_a_pruned_parameter_stays_pruned_among_survivors_that_are_zero_too(setup: Setup) -> None:
     run = reference(setup)
     n = run.layout.n
     # All magnitudes tie, and the pruned ones have the lower indices.
     start = ModelState(np.zeros(n, np.float32), np.arange(n) >= n // 4, run.states[0].model.buffers)
-    sent = [run.method.client_update(start, 2, lambda model: model) for _ in range(2)]
+    sent = [model for _ in range(2) if isinstance(model := run.method.client_update(start, 2, _Idle()), ModelState)]
+    assert len(sent) == 2
     after = run.method.server_update(ServerState(1, start), [ClientUpdate(k, 2, m, 5) for k, m in enumerate(sent)], 2)
     for model in (*sent, after.model):
         assert not (model.mask & ~start.mask).any()
@@ -147,7 +185,7 @@ def test_exactly_the_scheduled_number_is_kept_in_every_round(setup: Setup) -> No
     for t in range(1, ROUNDS + 1):
         before, after = run.states[t - 1].model.mask, run.states[t].model.mask
         sparsity = run.method.schedule(t) if run.method.schedule else 0.0
-        wanted = survivors(setup, run.layout, sparsity, before)
+        wanted = survivors(setup, run.layout, sparsity, np.ones_like(before) if run.method.regrows else before)
         sent = [int(np.count_nonzero(update.model.mask)) for update in run.updates[t].values()]
         if run.method.exact:
             assert np.count_nonzero(after) == wanted
@@ -261,6 +299,7 @@ def test_one_client_alone_is_a_federation(setup: Setup) -> None:
     run = setup.run(clients=population(20), participation=1.0)
     before = run.states[-2].model.mask
     sparsity = run.method.schedule(ROUNDS) if run.method.schedule else 0.0
+    before = np.ones_like(before) if run.method.regrows else before
     # Nobody outvotes it: the number is exact for local purging too.
     assert np.count_nonzero(run.states[-1].model.mask) == survivors(setup, run.layout, sparsity, before)
     assert [record["participants"] for record in run.records[1:]] == [[0]] * ROUNDS
@@ -323,6 +362,10 @@ FAULTS: dict[str, Fault] = {
         lambda u, layout: request_full(layout, u.round, u.client),
         "header: an update was expected, not a message of kind request",
     ),
+    "sends a vector that nobody asked for": (
+        lambda u, layout: sent(u, memory={"score": u.model.w}, layout=layout),
+        "memory: vectors ['score'] where [] are due",
+    ),
     REGROWS: (lambda u, layout: sent(u, model=regrown(u.model), layout=layout), "mask: "),
 }
 
@@ -348,7 +391,7 @@ class _Faulty(Wrapped):
         pytest.param(setup, fault, id=f"{name}-{fault}")
         for name, setup in SETUPS.items()
         for fault in FAULTS
-        if not (fault == REGROWS and name.startswith("fedavg"))  # nothing is pruned, so nothing can come back
+        if not (fault == REGROWS and (regrows(setup) or reference(setup).states[2].model.mask.all()))
     ],
 )
 def test_a_client_that_goes_wrong_is_named_and_left_out(setup: Setup, fault: str) -> None:

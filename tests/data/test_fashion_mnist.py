@@ -84,7 +84,7 @@ def test_files_of_another_data_set_with_the_same_names_are_refused(tmp_path: Pat
 
 
 @pytest.mark.skipif(
-    not (fashion_mnist.SOURCE.system.is_dir() or os.environ.get("FEDSPARSIFY_DATA")),
+    not (Path(fashion_mnist.SOURCE.system or "").is_dir() or os.environ.get("FEDSPARSIFY_DATA")),
     reason="FashionMNIST is not installed: no Debian package dataset-fashion-mnist, and FEDSPARSIFY_DATA is not set",
 )
 def test_the_real_files_have_ten_even_classes_and_the_published_mean_and_deviation() -> None:

@@ -28,7 +28,23 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache" / name)
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()}
-    return Source("Tiny", ("tiny", ".", "Tiny/raw"), tmp_path / "system", "dataset-tiny", CLOSED, md5)
+    return Source(
+        title="Tiny",
+        folders=("tiny", ".", "Tiny/raw"),
+        md5=md5,
+        system=tmp_path / "system",
+        package="dataset-tiny",
+        downloads=_served_at(CLOSED),
+    )
+
+
+def _served_at(url: str) -> dict[str, str | None]:
+    return {f"{url}{name}.gz": None for name in CONTENT}
+
+
+def _system(source: Source) -> Path:
+    assert source.system is not None
+    return source.system
 
 
 def _write(folder: Path, compressed: bool = True, **changed: bytes) -> Path:
@@ -74,10 +90,10 @@ def test_the_order_is_argument_then_environment_then_system(
     environment.mkdir()
     monkeypatch.setenv("FEDSPARSIFY_DATA", str(environment))
 
-    _write(source.system)
+    _write(_system(source))
     assert read(source, argument) == CONTENT
 
-    _write(source.system, one=b"damaged", two=b"damaged")
+    _write(_system(source), one=b"damaged", two=b"damaged")
     _write(environment)
     assert read(source, argument) == CONTENT
 
@@ -87,7 +103,7 @@ def test_the_order_is_argument_then_environment_then_system(
 
 
 def test_a_data_directory_that_does_not_exist_is_no_silent_fall_through(source: Source, tmp_path: Path) -> None:
-    _write(source.system)
+    _write(_system(source))
     with pytest.raises(DataError, match=r"data directory .*absent is not a folder"):
         read(source, tmp_path / "absent")
 
@@ -95,14 +111,14 @@ def test_a_data_directory_that_does_not_exist_is_no_silent_fall_through(source: 
 def test_an_environment_variable_that_names_no_folder_is_refused(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(source.system)
+    _write(_system(source))
     monkeypatch.setenv("FEDSPARSIFY_DATA", str(tmp_path / "absent"))
     with pytest.raises(DataError, match=r"FEDSPARSIFY_DATA = .*absent is not a folder"):
         read(source)
 
 
 def test_an_empty_environment_variable_counts_as_unset(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(source.system)
+    _write(_system(source))
     monkeypatch.setenv("FEDSPARSIFY_DATA", "")
     assert read(source) == CONTENT
 
@@ -120,7 +136,7 @@ def test_a_truncated_file_is_named(source: Source, tmp_path: Path) -> None:
         read(source, tmp_path / "mine")
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip at all", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20])
+@pytest.mark.parametrize("content", [b"", b"no gzip at all", gzip.compress(b"x" * 99, mtime=0)[:10] + b"\xff" * 20])
 def test_a_file_that_is_no_gzip_file_is_named(source: Source, tmp_path: Path, content: bytes) -> None:
     (_write(tmp_path / "mine") / "one.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"one\.gz is (truncated or no gzip file|damaged)"):
@@ -157,7 +173,7 @@ def test_a_download_is_verified_and_kept(
 ) -> None:
     folder, url = server
     _write(folder)
-    assert read(replace(source, url=url), progress=progress) == CONTENT
+    assert read(replace(source, downloads=_served_at(url)), progress=progress) == CONTENT
     out, err = capfd.readouterr()
     assert out == "" and ("two.gz" in err) == progress
     assert read(source) == CONTENT, "the second time the cache serves, without a network"
@@ -167,6 +183,6 @@ def test_a_damaged_download_is_refused_and_not_kept(source: Source, server: tupl
     folder, url = server
     _write(folder, two=b"damaged")
     with pytest.raises(DataError, match=r"two\.gz is damaged"):
-        read(replace(source, url=url), progress=False)
+        read(replace(source, downloads=_served_at(url)), progress=False)
     _write(folder)
-    assert read(replace(source, url=url), progress=False) == CONTENT
+    assert read(replace(source, downloads=_served_at(url)), progress=False) == CONTENT

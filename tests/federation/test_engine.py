@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from fedsparsify.algorithms import Method, fedavg, fedsparsify_global, fedsparsify_local
+from fedsparsify.algorithms import Method
+from fedsparsify.algorithms.fedavg import fedavg
+from fedsparsify.algorithms.fedsparsify import fedsparsify_global, fedsparsify_local
 from fedsparsify.errors import ArgumentError, StaleReferenceError, TooFewClientsError
 from fedsparsify.federation import Client, Federation, Held, Reply, receive
 from fedsparsify.federation.engine import check_federation, participants
@@ -44,8 +47,9 @@ class Stepping:
     """In the place of a tuner: adds a fixed step."""
 
     layout = LAYOUT
+    device = torch.device("cpu")
 
-    def tune(self, start: ModelState, data: object, *, seed: int, round: int, client: int) -> Tuned:
+    def tune(self, start: ModelState, data: object, *, round: int, client: int, **_: Any) -> Tuned:
         step = np.random.default_rng([round, client]).normal(size=N).astype(np.float32)
         w = np.where(start.mask, start.w + step, 0).astype(np.float32)
         return Tuned(ModelState(w, start.mask, start.buffers + np.float32(client)), 1.0 + client, "torch")

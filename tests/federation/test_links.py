@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from fedsparsify.algorithms import Method, fedavg
+from fedsparsify.algorithms import Method
+from fedsparsify.algorithms.fedavg import fedavg
 from fedsparsify.errors import StaleReferenceError, WireError
 from fedsparsify.federation import Client, Held, Links, receive
 from fedsparsify.federation.links import mean_step, step_between
@@ -26,12 +28,13 @@ class Steady:
     """In the place of a tuner: every client moves by a small step of its own, and some noise."""
 
     layout = LAYOUT
+    device = torch.device("cpu")
 
     def __init__(self, clients: int) -> None:
         self.pull = np.random.default_rng(1).normal(size=(clients, LAYOUT.n)).astype(np.float32) * np.float32(0.01)
         self.trained: dict[int, ModelState] = {}
 
-    def tune(self, start: ModelState, data: object, *, seed: int, round: int, client: int) -> Tuned:
+    def tune(self, start: ModelState, data: object, *, round: int, client: int, **_: Any) -> Tuned:
         noise = np.random.default_rng([round, client]).normal(size=LAYOUT.n).astype(np.float32) * np.float32(0.001)
         w = np.where(start.mask, start.w + self.pull[client] + noise, 0).astype(np.float32)
         self.trained[client] = ModelState(w, start.mask, start.buffers + 1)

@@ -67,7 +67,8 @@ def _check(message: Message, layout: ParameterLayout) -> None:
     assert np.isfinite(model.values).all() and np.isfinite(model.buffers).all(), "values"
     assert np.isfinite(list(message.metrics.values())).all(), "metrics"
     assert all(v.shape == (layout.n,) and np.isfinite(v).all() for v in message.memory.values()), "memory"
-    assert not message.memory or message.kind == Kind.CHECKPOINT, "memory outside a checkpoint"
+    most = {Kind.CHECKPOINT: len(message.memory), Kind.UPDATE: 4}.get(message.kind, 0)
+    assert len(message.memory) <= most, "memory that the kind may not have"
 
 
 def _excess(data: bytes, seed: Seed, reference: Reference | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -113,6 +113,8 @@ def combinations() -> Iterator[tuple[str, Case]]:
                         own = np.random.default_rng(3).normal(0, 2e-3, reference.model.nonzero).astype(np.float32)
                         reference = reference.with_trend(model_of(own, reference.model.mask))
                     message = _travelling(kind, near(reference, 6, **change))
+                    if kind == Kind.UPDATE and drift:
+                        message = replace(message, memory={"score": random_model(layout, 8, 1.0).w})
                     yield f"{kind.name.lower()} b={b} drift={drift} {masks}", Case(message, layout, reference)
 
 

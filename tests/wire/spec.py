@@ -183,8 +183,9 @@ def decode(message: bytes, parameters: Tensors, buffers: Tensors, held: Held | N
         need(name not in content.metrics and math.isfinite(value), "a metric twice, or not finite")
         content.metrics[name] = value
     left = Bytes(parts["memory"])
-    for _ in range(left.varint()):
-        need(kind == CHECKPOINT, "memory outside a checkpoint")
+    declared = left.varint()
+    need(kind == CHECKPOINT or declared <= (4 if kind == UPDATE else 0), "memory that the kind may not have")
+    for _ in range(declared):
         name = _name(left)
         where = read_mask(left.section(), parameters, None)
         k = int(where.sum())

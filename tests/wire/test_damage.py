@@ -165,8 +165,13 @@ def test_values_that_are_not_there_cost_a_few_times_the_model(values: bytes, wha
 
 def test_memory_in_a_message_that_may_have_none_costs_nothing() -> None:
     vector = b"\1v" + spec.section(spec.FULL, b"") + coded([128], weights=weights_of(128), low_bits=bytes(32))
-    data = of_network(LARGE, memory=b"\1" + vector)
-    assert refused_at(data, LARGE, "memory: 1 vectors in a message of kind update") < 3 * LARGE.n
+    data = of_network(LARGE, spec.MODEL, memory=b"\1" + vector)
+    assert refused_at(data, LARGE, "memory: 1 vectors in a message of kind model") < 3 * LARGE.n
+
+
+def test_an_update_with_many_vectors_costs_nothing() -> None:
+    data = of_network(LARGE, memory=b"\5")
+    assert refused_at(data, LARGE, "memory: 5 vectors in a message of kind update, which holds at most 4") < 3 * LARGE.n
 
 
 def test_a_memory_vector_that_comes_twice_is_not_made_twice() -> None:

@@ -293,8 +293,12 @@ BROKEN = {
             broken(name, memory=varint(1) + b"\1v" + _EMPTY),
             f"memory: 1 vectors in a message of kind {kind}",
         )
-        for name, kind in {"update": "update", "broadcast": "broadcast", "model": "model", "request": "request"}.items()
+        for name, kind in {"broadcast": "broadcast", "model": "model", "request": "request"}.items()
     },
+    "memory: too many in an update": (
+        broken("update", memory=varint(5)),
+        "memory: 5 vectors in a message of kind update, which holds at most 4",
+    ),
     "buffers: one less": (full(buffers=section(0, bytes(4 * B - 4))), "buffers: 4 bytes are there where 8 hold 2"),
     "buffers: NaN": (full(buffers=section(0, floats([0, NAN]))), "buffers: element 1 is nan"),
     "buffers: unknown": (full(buffers=section(9, b"")), "buffers: encoding 9 is unknown"),

@@ -1,12 +1,11 @@
 """One federated method a file, as pure functions; ``fedsparsify.py`` is the paper.
 
-Nothing here trains, sends or evaluates: the engine owns the loop, and passes local training in as a function.
+Nothing here trains, sends or evaluates: the engine owns the loop, and passes a client's abilities in as an object.
 """
 
 from __future__ import annotations
 
-from .fedavg import fedavg
-from .fedsparsify import fedsparsify_global, fedsparsify_local
-from .method import Method
+from .method import Local, Method, Result
+from .registry import METHODS, build
 
-__all__ = ["Method", "fedavg", "fedsparsify_global", "fedsparsify_local"]
+__all__ = ["METHODS", "Local", "Method", "Result", "build"]

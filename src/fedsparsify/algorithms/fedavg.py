@@ -9,18 +9,20 @@ from collections.abc import Iterable
 
 from ..merge import average_of, merge_models
 from ..state import ClientUpdate, ModelState, ServerState
-from .method import Method, Tune
+from .method import Local, Method
 
-__all__ = ["fedavg"]
+__all__ = ["average", "fedavg"]
 
 
 def fedavg() -> Method:
     """Return FedAvg: w = sum p_k w_k, nothing pruned."""
 
-    def client_update(model: ModelState, t: int, tune: Tune) -> ModelState:
-        return tune(model)
+    def client_update(model: ModelState, t: int, local: Local) -> ModelState:
+        return local.tune(model)
 
-    def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
-        return ServerState(t, merge_models(updates, average_of, state.model.mask))
+    return Method("fedavg", client_update, average)
 
-    return Method("fedavg", client_update, server_update)
+
+def average(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
+    """Merge by w = sum p_k w_k, under the mask as it is: the server's part of every method that leaves masks alone."""
+    return ServerState(t, merge_models(updates, average_of, state.model.mask), state.memory)

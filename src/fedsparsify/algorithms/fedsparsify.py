@@ -24,13 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from ..merge import MergeRule, average_of, majority_of, merge_models
 from ..purge import Purge
 from ..schedules import Schedule
-from ..state import ClientUpdate, Mask, ModelState, ServerState
-from .method import Method, Tune
+from ..state import ClientUpdate, ModelState, ServerState
+from .method import Local, Method
 
 __all__ = ["fedsparsify_global", "fedsparsify_local"]
 
@@ -43,12 +41,12 @@ def fedsparsify_global(schedule: Schedule, purge: Purge) -> Method:
         purge: (w, s_t, m_(t-1)) -> m_t.
     """
 
-    def client_update(model: ModelState, t: int, tune: Tune) -> ModelState:
-        return tune(model)
+    def client_update(model: ModelState, t: int, local: Local) -> ModelState:
+        return local.tune(model)
 
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
         merged = merge_models(updates, average_of, state.model.mask)
-        return ServerState(t, _masked(merged, purge(merged.w, schedule(t), state.model.mask)))
+        return ServerState(t, merged.under(purge(merged.w, schedule(t), state.model.mask)))
 
     return Method("fedsparsify-global", client_update, server_update, schedule)
 
@@ -62,15 +60,11 @@ def fedsparsify_local(schedule: Schedule, purge: Purge, merge: MergeRule = major
         merge: the paper's majority vote, or one of the authors' variants in ``merge.MERGE_RULES``.
     """
 
-    def client_update(model: ModelState, t: int, tune: Tune) -> ModelState:
-        tuned = tune(model)
-        return _masked(tuned, purge(tuned.w, schedule(t), model.mask))
+    def client_update(model: ModelState, t: int, local: Local) -> ModelState:
+        tuned = local.tune(model)
+        return tuned.under(purge(tuned.w, schedule(t), model.mask))
 
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
         return ServerState(t, merge_models(updates, merge, state.model.mask))
 
     return Method("fedsparsify-local", client_update, server_update, schedule, exact=False)
-
-
-def _masked(model: ModelState, mask: Mask) -> ModelState:
-    return ModelState(np.where(mask, model.w, np.float32(0)), mask, model.buffers)

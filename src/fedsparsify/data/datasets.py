@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..plugins import call, nearest, resolve
-from . import digits, fashion_mnist
+from ..plugins import call, check_options, nearest, resolve
+from . import brain_age, digits, fashion_mnist
 from .record import Dataset, as_dataset
 
 __all__ = ["DATASETS", "Dataset", "as_dataset", "load"]
 
 
-def load(name: str, data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, Dataset]:
+def load(
+    name: str, data_dir: Path | None = None, progress: bool = True, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Dataset, Dataset]:
     """Return ``(train, test)`` of a data set.
 
     Args:
-        name: a key of :data:`DATASETS`, or ``module:function`` for a user's function without arguments that returns
-            ``(train, test)``, each as :func:`as_dataset` takes it; the current directory is importable.
+        name: a key of :data:`DATASETS`, or ``module:function`` for a user's function that returns ``(train, test)``,
+            each as :func:`as_dataset` takes it; the current directory is importable.
         data_dir: folder to look for files in first; None to start with ``FEDSPARSIFY_DATA``.
         progress: show a bar on standard error while files are downloaded.
+        options: keyword arguments of the loader, e.g. ``{"downsample": 2}``.
 
     Raises:
-        ConfigError: the name is unknown, or the user's function cannot be found or fails.
+        ArgumentError: an option is out of its range.
+        ConfigError: the name or an option is unknown, or the user's function cannot be found or fails.
         DataError: a file is missing or damaged, or what the user's function returns is no data set.
         MissingExtraError: an optional package is missing.
     """
     if name in DATASETS:
-        return DATASETS[name](data_dir, progress)
+        loader = partial(DATASETS[name], data_dir, progress)
+        check_options(loader, "data", name, options)
+        return loader(**options)
     here = f'data.name = "{name}"'
     if ":" not in name:
         raise ConfigError(
             f"{here} is unknown{nearest(name, DATASETS)}; known are {', '.join(DATASETS)}, or name your own function "
             'as "module:function"'
         )
-    pair = call(resolve(name, "data.name"), here)
+    function = resolve(name, "data.name")
+    check_options(function, "data", name, options)
+    pair = call(function, here, **options)
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
         raise DataError(f"{here} returned a {type(pair).__name__}; it must return a pair (train, test)")
     train, test = as_dataset(pair[0], f"the training set of {name}"), as_dataset(pair[1], f"the test set of {name}")
@@ -48,8 +59,9 @@ def load(name: str, data_dir: Path | None = None, progress: bool = True) -> tupl
     return train, test
 
 
-DATASETS: dict[str, Callable[[Path | None, bool], tuple[Dataset, Dataset]]] = {
+DATASETS: dict[str, Callable[..., tuple[Dataset, Dataset]]] = {
+    "brain-age": brain_age.load,
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
 }
-"""Loader of each named data set: (data_dir, progress) -> (train, test)."""
+"""Loader of each named data set: (data_dir, progress, **options) -> (train, test)."""

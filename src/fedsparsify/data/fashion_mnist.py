@@ -26,18 +26,21 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
+_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
 SOURCE = files.Source(
     title="FashionMNIST",
     folders=("fashion-mnist", ".", "FashionMNIST/raw"),  # the last is where torchvision keeps it
+    md5=_MD5,
     system=Path("/usr/share/datasets/fashion-mnist"),
     package="dataset-fashion-mnist",
-    url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    md5={
-        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-    },
+    downloads={f"{_URL}{name}.gz": None for name in _MD5},
 )
 
 

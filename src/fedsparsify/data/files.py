@@ -8,13 +8,13 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 
-__all__ = ["Source", "read"]
+__all__ = ["Source", "locate", "read"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,22 +26,41 @@ class Source:
     Attributes:
         title: the data set's name, for messages.
         folders: folders inside a data directory that may hold the files, in order; ``.`` is the directory itself.
-        system: folder where a system package installs them.
+        md5: MD5 of each file's uncompressed content, by file name without ``.gz``; None where copies may differ and
+            the loader checks the content instead.
+        others: files or folders, each of which alone stands for all of ``md5``, such as an archive; in order.
+        system: folder where a system package installs the files.
         package: that package, for messages.
-        url: address that ends in ``/``, below which ``<file>.gz`` can be downloaded.
-        md5: MD5 of each file's uncompressed content, by file name without ``.gz``.
+        downloads: addresses that serve the files (or an entry of ``others``), each with the MD5 of what it serves, or
+            None where ``md5`` says enough; empty if the data set has no public address.
     """
 
     title: str
     folders: tuple[str, ...]
-    system: Path
-    package: str
-    url: str
-    md5: Mapping[str, str]
+    md5: Mapping[str, str | None]
+    others: tuple[str, ...] = ()
+    system: Path | None = None
+    package: str = ""
+    downloads: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def read(source: Source, data_dir: Path | None = None, progress: bool = True) -> dict[str, bytes]:
-    """Return the verified, uncompressed content of each file of a data set.
+    """Return the verified, uncompressed content of each file of a data set, by name without ``.gz``.
+
+    Args:
+        source: the data set.
+        data_dir: folder to look in first.
+        progress: show a bar on standard error while downloading.
+
+    Raises:
+        DataError: as :func:`locate`; or a file is truncated, damaged or another one.
+    """
+    paths = locate(source, data_dir, progress)
+    return {name: _verified(path, source, name) for name, path in paths.items()}
+
+
+def locate(source: Source, data_dir: Path | None = None, progress: bool = True) -> dict[str, Path]:
+    """Return the path of each file of a data set, by name without ``.gz``: all of ``md5``, or one of ``others``.
 
     Looked for, in order: ``data_dir``, the folder named by the environment variable ``FEDSPARSIFY_DATA``, the system
     folder, the user's cache; what is found nowhere is downloaded into that cache. A folder that holds one of the files
@@ -53,8 +72,8 @@ def read(source: Source, data_dir: Path | None = None, progress: bool = True) ->
         progress: show a bar on standard error while downloading.
 
     Raises:
-        DataError: a folder that was asked for does not exist; a file is truncated, damaged or another one; or the
-            files are nowhere and cannot be downloaded.
+        DataError: a folder that was asked for does not exist or holds some of the files only; a download is damaged;
+            or the files are nowhere and cannot be downloaded.
     """
     searched: list[Path] = []
     for root, folders in _places(source, data_dir):
@@ -63,7 +82,7 @@ def read(source: Source, data_dir: Path | None = None, progress: bool = True) ->
             paths = _complete(source, folder)
             if paths:
                 _log.info("%s is read from %s", source.title, folder)
-                return {name: _verified(path, source, name) for name, path in paths.items()}
+                return paths
     return _download(source, searched, progress)
 
 
@@ -78,68 +97,95 @@ def _places(source: Source, data_dir: Path | None) -> Iterator[tuple[Path, tuple
                     f"{name} {folder} is not a folder: create it with the files of {source.title}, or name another"
                 )
             yield folder, source.folders
-    yield source.system, (".",)
+    if source.system is not None:
+        yield source.system, (".",)
 
 
 def _complete(source: Source, folder: Path) -> dict[str, Path]:
     """Return the path of every file in a folder that has them all, and nothing for one that has none."""
     found = {name: path for name in source.md5 for path in (folder / f"{name}.gz", folder / name) if path.is_file()}
     missing = sorted(set(source.md5) - set(found))
-    if found and missing:
+    if not missing:
+        return found
+    for name in source.others:
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.exists():
+                return {name: path}
+    if found:
         raise DataError(
             f"{folder} holds only some files of {source.title}: add {', '.join(missing)} (or .gz), or remove all"
         )
-    return found
+    return {}
 
 
 def _verified(path: Path, source: Source, name: str) -> bytes:
+    again = f"get {source.title} again"
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path} is truncated or no gzip file ({error}): delete it and get {source.title} again"
-        ) from error
+        raise DataError(f"{path} is truncated or no gzip file ({error}): delete it and {again}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 != source.md5[name]:
+    expected = source.md5.get(name)
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest() if expected else expected
+    if md5 != expected:
         raise DataError(
-            f"{path} is damaged or not of {source.title}: the MD5 of its content is {md5} instead of "
-            f"{source.md5[name]}; delete it and get {source.title} again"
+            f"{path} is damaged or not of {source.title}: the MD5 of its content is {md5} instead of {expected}; "
+            f"delete it and {again}"
         )
     return content
 
 
-def _download(source: Source, searched: list[Path], progress: bool) -> dict[str, bytes]:
+def _download(source: Source, searched: list[Path], progress: bool) -> dict[str, Path]:
     # Imported here because it brings an HTTP client, which most runs never use.
     import pooch
 
     cache = Path(pooch.os_cache("fedsparsify")) / source.folders[0]
+    urls = {url.rsplit("/", 1)[1]: url for url in source.downloads}
     pooch.get_logger().setLevel(logging.WARNING)
+    hashes = {name: source.downloads[url] for name, url in urls.items()}
     fetcher = pooch.create(
-        path=cache, base_url=source.url, registry={f"{name}.gz": None for name in source.md5}, retry_if_failed=1
+        path=cache,
+        base_url="",
+        registry={name: md5 and f"md5:{md5}" for name, md5 in hashes.items()},
+        urls=urls,
+        retry_if_failed=1,
     )
-    contents = {}
-    for name in source.md5:
+    for name, url in urls.items():
         try:
-            downloader = pooch.HTTPDownloader(progressbar=_Bar(f"{name}.gz") if progress else False)
-            path = Path(fetcher.fetch(f"{name}.gz", downloader=downloader))
+            downloader = pooch.HTTPDownloader(progressbar=_Bar(name) if progress else False)
+            path = Path(fetcher.fetch(name, downloader=downloader))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{source.title} is not in {', '.join(map(str, searched))}, and downloading {source.url}{name}.gz to "
-                f"{cache} failed ({error}). Three ways to get it: put its files {', '.join(source.md5)} (or .gz) into "
-                f"a folder and name that with --data-dir or FEDSPARSIFY_DATA; install the Debian package "
-                f"{source.package}; or run again where {source.url} can be reached"
-            ) from error
-        try:
-            contents[name] = _verified(path, source, name)
-        except DataError:
-            path.unlink(missing_ok=True)  # else the damaged file would be found in the cache for ever
-            raise
+            raise DataError(_nowhere(source, searched, f"downloading {url} to {cache} failed ({error})")) from error
+        content = name.removesuffix(".gz")
+        if content in source.md5:
+            try:
+                _verified(path, source, content)
+            except DataError:
+                path.unlink(missing_ok=True)  # else the damaged file would be found in the cache for ever
+                raise
+    paths = _complete(source, cache) if urls else {}
+    if not paths:
+        raise DataError(_nowhere(source, searched, "there is no public address to download it from"))
     _log.info("%s is read from %s", source.title, cache)
-    return contents
+    return paths
+
+
+def _nowhere(source: Source, searched: list[Path], why: str) -> str:
+    """Say that a data set cannot be had, and every way in which it could."""
+    names = f"its files {', '.join(source.md5)} (or .gz)"
+    ways = [
+        f"put {' or '.join((names, *source.others))} into a folder and name that with --data-dir or FEDSPARSIFY_DATA"
+    ]
+    if source.package:
+        ways.append(f"install the Debian package {source.package}")
+    if source.downloads:
+        ways.append(f"run again where {next(iter(source.downloads)).rsplit('/', 1)[0]}/ can be reached")
+    count = {1: "One way", 2: "Two ways", 3: "Three ways"}[len(ways)]
+    nowhere = f"is not in {', '.join(map(str, searched))}" if searched else "was not looked for: no folder is named"
+    return f"{source.title} {nowhere}, and {why}. {count} to get it: {'; '.join([*ways[:-1], 'or ' + ways[-1]] if ways[1:] else ways)}"
 
 
 class _Bar:

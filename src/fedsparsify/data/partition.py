@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError
 
-__all__ = ["Part", "by_classes", "dirichlet", "iid", "quantity_skew", "summary"]
+__all__ = ["Part", "by_classes", "by_groups", "dirichlet", "iid", "quantity_skew", "summary"]
 
 Part = NDArray[np.int64]
 
@@ -90,6 +90,30 @@ def by_classes(labels: NDArray[Any], clients: int, rng: np.random.Generator, cla
         chunks[chosen] -= 1
         parts.append(np.sort(np.concatenate([next(dealt[k]) for k in chosen])))
     return parts
+
+
+def by_groups(groups: NDArray[np.int64] | None, clients: int) -> list[Part]:
+    """Make each group that has examples one client, in the order of their indices.
+
+    Args:
+        groups: int[N] group of each example, or None where the data set has no groups.
+        clients: number of clients, which must be that of the groups; 0 takes it as it is.
+
+    Raises:
+        ArgumentError: there are no groups, or another number of them.
+
+    >>> [part.tolist() for part in by_groups(np.array([3, 0, 3]), 0)]
+    [[1], [0, 2]]
+    """
+    if groups is None:
+        raise ArgumentError("the examples of this data set belong to no groups: choose another kind of partition")
+    held = np.unique(groups)
+    if clients not in (0, len(held)):
+        raise ArgumentError(
+            f"federation.clients = {clients}, but {len(held)} groups have training examples: write {len(held)}, or 0"
+            " for as many as there are"
+        )
+    return [np.flatnonzero(groups == group) for group in held]
 
 
 def dirichlet(labels: NDArray[Any], clients: int, rng: np.random.Generator, alpha: float) -> list[Part]:

@@ -32,12 +32,20 @@ class Dataset:
         class_names: names of the classes; empty for regression, or where nobody named them.
         augment: changes a whole epoch's inputs (float32[N, ...], generator) -> float32[N, ...] before its batches are
             cut, without touching its argument; None for none.
+        groups: int64[N] index into ``group_names`` of each example's group, such as the hospital that it comes from;
+            None where there are none. Scores are recorded by group, and a partition can make each group a client.
+        group_names: names of the groups, without repeats; also of those that none of these examples belongs to.
+        y_scale: how many of the unit that errors are reported in make one unit of ``y``, e.g. 14.2 years where ages
+            were divided by their standard deviation; 1 where ``y`` is in that unit.
     """
 
     x: Floats
     y: NDArray[np.int64] | Floats
     class_names: tuple[str, ...] = ()
     augment: Augment | None = None
+    groups: NDArray[np.int64] | None = None
+    group_names: tuple[str, ...] = ()
+    y_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.x)
@@ -51,11 +59,13 @@ class Dataset:
 
     def take(self, indices: NDArray[np.int64]) -> Dataset:
         """Return the chosen examples, in the order given."""
-        return replace(self, x=self.x[indices], y=self.y[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, x=self.x[indices], y=self.y[indices], groups=groups)
 
     def part(self, start: int, stop: int) -> Dataset:
         """Return consecutive examples as views, without copying."""
-        return replace(self, x=self.x[start:stop], y=self.y[start:stop])
+        groups = None if self.groups is None else self.groups[start:stop]
+        return replace(self, x=self.x[start:stop], y=self.y[start:stop], groups=groups)
 
 
 def as_dataset(obj: object, what: str = "the data set") -> Dataset:
@@ -83,7 +93,9 @@ def as_dataset(obj: object, what: str = "the data set") -> Dataset:
         named = len(obj.class_names)
         if named and np.issubdtype(y.dtype, np.integer) and y.max() >= named:
             raise DataError(f"{what} has label {y.max()}, but only {named} class names: name every class, from 0")
-        return replace(obj, x=x, y=y)
+        if not 0 < obj.y_scale < float("inf"):
+            raise DataError(f"{what} has y_scale = {obj.y_scale}, which must be more than 0 and finite")
+        return replace(obj, x=x, y=y, groups=_groups(obj, what))
     if isinstance(obj, (tuple, list)) and len(obj) == 2:
         return Dataset(*_checked(obj[0], obj[1], what))
     if isinstance(obj, torch.utils.data.TensorDataset) and len(obj.tensors) == 2:
@@ -95,6 +107,20 @@ def as_dataset(obj: object, what: str = "the data set") -> Dataset:
     raise DataError(
         f"{what} is a {type(obj).__name__}: give a Dataset, a pair (x, y) of arrays, or a map-style torch Dataset"
     )
+
+
+def _groups(data: Dataset, what: str) -> NDArray[np.int64] | None:
+    if data.groups is None:
+        return None
+    groups = _array(data.groups, f"{what}: groups")
+    if groups.shape != (len(data.x),) or groups.dtype.kind not in "ui":
+        raise DataError(f"{what}: groups must be one whole number an example, not {groups.dtype}{list(groups.shape)}")
+    if groups.min() < 0 or groups.max() >= len(data.group_names):
+        raise DataError(
+            f"{what} has groups from {groups.min()} to {groups.max()}, but {len(data.group_names)} group names: name "
+            "every group, from 0"
+        )
+    return np.ascontiguousarray(groups, np.int64)
 
 
 def _stacked(items: Any, what: str) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +12,9 @@ import numpy as np
 from ..algorithms import Method
 from ..data import Dataset
 from ..layout import ParameterLayout
-from ..state import ModelState
-from ..tune import Tuner
+from ..randomness import derive
+from ..state import Floats, ModelState
+from ..tune import GradientOf, Tuner
 from ..wire import Coding, Kind, Message, Reference, decode, encode
 from .links import mean_step, step_between
 
@@ -60,6 +63,70 @@ def receive(data: bytes, held: Reference | None, layout: ParameterLayout) -> Rec
     return Received(message, Reference(ModelState.of_values(m.values, m.mask, m.buffers), layout, drift))
 
 
+class _Local:
+    """What a method may ask of one client in one round, see :class:`~fedsparsify.algorithms.Local`.
+
+    Attributes:
+        metrics: figures on the training so far.
+    """
+
+    def __init__(self, tuner: Tuner, data: Dataset, seed: int, round: int, client: int) -> None:
+        self._tuner = tuner
+        self._data = data
+        self._seed, self._round, self._client = seed, round, client
+        self._times = 0
+        self.metrics: dict[str, float] = {"loss": 0.0, "seconds": 0.0, "native": 0.0}
+
+    @property
+    def epochs(self) -> int:
+        return self._tuner.settings.epochs
+
+    def tune(
+        self, model: ModelState, *, epochs: int | None = None, proximal: float = 0.0, momentum: float | None = None
+    ) -> ModelState:
+        given = {"epochs": epochs, "momentum": momentum}
+        changes = {"proximal": proximal, **{key: value for key, value in given.items() if value is not None}}
+        with self._timed():
+            tuned = self._tuner.tune(
+                model,
+                self._data,
+                seed=self._seed,
+                round=self._round,
+                client=self._client,
+                again=self._times,
+                changes=changes,
+            )
+        self._times += 1
+        self.metrics.update(loss=tuned.loss, native=float(tuned.backend == "native"))
+        return tuned.model
+
+    def gradient(self, model: ModelState, *, batches: int | None = None, squared: bool = False) -> Floats:
+        return self._gradient(model, batches, "squared" if squared else "plain")
+
+    def curvature(self, model: ModelState, *, batches: int | None = None) -> Floats:
+        return self._gradient(model, batches, "curvature")
+
+    def layer_seconds(self) -> list[float]:
+        return self._tuner.layer_seconds()
+
+    def random(self) -> np.random.Generator:
+        return derive(self._seed, "method", round=self._round, client=self._client)
+
+    def _gradient(self, model: ModelState, batches: int | None, of: GradientOf) -> Floats:
+        with self._timed():
+            return self._tuner.gradient(
+                model, self._data, seed=self._seed, round=self._round, client=self._client, batches=batches, of=of
+            )
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        # On a CPU what counts is this thread's own time, so that other work on the machine is not taken for training.
+        clock = time.thread_time if self._tuner.device.type == "cpu" else time.perf_counter
+        started = clock()
+        yield
+        self.metrics["seconds"] += clock() - started
+
+
 @dataclass(frozen=True, eq=False)
 class Client:
     """One client, but for what it keeps between rounds.
@@ -91,25 +158,22 @@ class Client:
             The encoded update, and what to keep for the next round.
         """
         broadcast, layout = received.message, self.tuner.layout
-        metrics: dict[str, float] = {}
-
-        def tune(model: ModelState) -> ModelState:
-            started = time.perf_counter()
-            tuned = self.tuner.tune(model, self.data, seed=self.seed, round=broadcast.round, client=self.index)
-            seconds = time.perf_counter() - started
-            metrics.update(loss=tuned.loss, seconds=seconds, native=float(tuned.backend == "native"))
-            return tuned.model
-
+        local = _Local(self.tuner, self.data, self.seed, broadcast.round, self.index)
         start = broadcast.model
-        trained = self.method.client_update(start, broadcast.round, tune)
+        result = self.method.client_update(start, broadcast.round, local)
+        trained, vectors = (result, {}) if isinstance(result, ModelState) else result
         trend = held.trend if broadcast.remember and broadcast.refers else None
         reference = received.reference.with_trend(trend)
         rounds = self.coding != "float32"
         wanted = trained
         if rounds and held.residual is not None:
-            values = trained.values + held.residual.at(trained.mask)
+            # Of what was left out only what was broadcast: whoever forgets the rest must give the same bits.
+            left_out = ModelState.of_values(held.residual.at(start.mask), start.mask)
+            values = trained.values + left_out.at(trained.mask)
             wanted = ModelState.of_values(values, trained.mask, trained.buffers)
-        message = Message(Kind.UPDATE, broadcast.round, wanted, self.index, len(self.data), metrics)
+        message = Message(
+            Kind.UPDATE, broadcast.round, wanted, self.index, len(self.data), local.metrics, memory=vectors
+        )
         update = encode(message, layout, reference, self.coding)
         sent, residual = wanted, held.residual
         if not np.isfinite(wanted.values).all():  # the server will refuse it, and forget

@@ -32,8 +32,8 @@ _MOST_EXAMPLES = 2**32
 # Names in a checkpoint's memory that are the clients', not the method's.
 _CARRIED = "client "
 
-Evaluate = Callable[[ModelState], Mapping[str, float]]
-"""Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set."""
+Evaluate = Callable[[ModelState], Mapping[str, Any]]
+"""Merged model -> ``accuracy`` (or ``mae``) and ``loss`` on the whole test set, by group too where there are groups."""
 
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
@@ -96,7 +96,10 @@ class Federation:
         links = Links(self.layout, self.clients, self.link_memory, self.trends)
         if state.round == 0 and not recorded:
             started = time.perf_counter()
-            _tell(observers, state, self._record(state, started, _Round(self, links, 0, state.model, [])))
+            round = _Round(self, links, 0, state.model, [])
+            if self.method.starts != "dense":
+                state = self._begin(state, round, observers)
+            _tell(observers, state, self._record(state, started, round))
         carried = {name: vector for name, vector in state.memory.items() if name.startswith(_CARRIED)}
         self.transport.restore({name.removeprefix(_CARRIED): vector for name, vector in carried.items()})
         # A method sees its own memory only; the clients' is added to what is kept of a round.
@@ -105,20 +108,42 @@ class Federation:
             started = time.perf_counter()
             chosen = participants(self.seed, t, self.clients, self.participation)
             round = _Round(self, links, t, state.model, chosen)
-
-            def tell(done: int, t: int = t, total: int = len(chosen)) -> None:
-                for observer in observers:
-                    observer.client_done(t, done, total)
-
-            replies = self._exchange(round, links.broadcast(t, state.model, chosen))
-            state = self.method.server_update(state, round.usable_updates(_in_order(replies, chosen, tell)), t)
-            if any(name.startswith(_CARRIED) for name in state.memory):
-                raise ArgumentError(
-                    f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\''
-                )
+            state = self._update(state, round, observers)
             carried = {_CARRIED + name: vector for name, vector in self.transport.carried().items()}
             kept = replace(state, memory={**state.memory, **carried})
             _tell(observers, kept, self._record(kept, started, round))
+        return state
+
+    def _begin(self, state: ServerState, round: _Round, observers: Sequence[Observer]) -> ServerState:
+        """Carry out round 0; where one client is asked and fails, the next one is."""
+        if self.method.starts == "one client":
+            asked: list[int] = []
+            for k in derive(self.seed, "participants").permutation(self.clients).tolist():
+                asked.append(k)
+                round.chosen = [k]
+                try:
+                    return self._update(state, round, observers)
+                except TooFewClientsError:
+                    if len(asked) == self.clients:
+                        raise
+                finally:
+                    round.chosen = asked
+        if self.method.starts == "participants":
+            round.chosen = participants(self.seed, 0, self.clients, self.participation)
+        return self._update(state, round, observers)
+
+    def _update(self, state: ServerState, round: _Round, observers: Sequence[Observer]) -> ServerState:
+        """Carry out a round's exchange and return the method's next state."""
+
+        def tell(done: int) -> None:
+            for observer in observers:
+                observer.client_done(round.t, done, len(round.chosen))
+
+        replies = self._exchange(round, round.links.broadcast(round.t, state.model, round.chosen))
+        updates = round.usable_updates(_in_order(replies, round.chosen, tell))
+        state = self.method.server_update(state, updates, round.t)
+        if any(name.startswith(_CARRIED) for name in state.memory):
+            raise ArgumentError(f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\'')
         return state
 
     def _exchange(self, round: _Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
@@ -147,10 +172,9 @@ class Federation:
 
     def _record(self, state: ServerState, started: float, round: _Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
-        figures = {k: v if math.isfinite(v) else None for k, v in self.evaluate(state.model).items()}
         return {
             "round": state.round,
-            **figures,
+            **_finite(self.evaluate(state.model)),
             "sparsity": state.model.sparsity,
             "nonzero": state.model.nonzero,
             "participants": list(round.chosen),
@@ -165,6 +189,14 @@ class Federation:
             "backends": round.backends,
             "layers_nonzero": [int(np.count_nonzero(mask)) for mask in masks],
         }
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures, and figures within, with None for what JSON has no number for."""
+    return {
+        name: _finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
+        for name, value in figures.items()
+    }
 
 
 def participants(seed: int, round: int, clients: int, participation: float) -> list[int]:
@@ -227,7 +259,7 @@ class _Round:
             self.backends["native" if update.metrics.get("native") else "torch"] += 1
             yield update
             del update  # one at a time
-        if usable < self._federation.min_clients:
+        if usable < min(self._federation.min_clients, len(self.chosen)):  # before training it may be one that is asked
             reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
             raise TooFewClientsError(
                 f"round {self.t}: {usable} of {len(self.chosen)} participants returned a usable update, but"
@@ -250,10 +282,17 @@ class _Round:
             raise WireError(f"header: {head.num_examples} examples are more than any client has")
         message = decode(reply.payload, self._federation.layout, self.links.reference(reply.client), Kind.UPDATE)
         model, allowed = message.model, self._broadcast.mask
-        regrown = 0 if model.mask is allowed else len(model.values) - int(np.count_nonzero(model.mask & allowed))
-        if regrown:
-            raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
-        update = ClientUpdate(message.client, message.round, model, message.num_examples, message.metrics)
+        method = self._federation.method
+        if not method.regrows and model.mask is not allowed:
+            regrown = len(model.values) - int(np.count_nonzero(model.mask & allowed))
+            if regrown:
+                raise WireError(f"mask: {regrown} parameters that were pruned before have come back")
+        due = method.sends(self.t)
+        if tuple(message.memory) != due:
+            raise WireError(f"memory: vectors {list(message.memory)} where {list(due)} are due")
+        update = ClientUpdate(
+            *(message.client, message.round, model, message.num_examples), message.metrics, message.memory
+        )
         return update, message.refers
 
 

@@ -26,7 +26,7 @@ from .transport import Reply
 __all__ = ["Simulator"]
 
 _TRAIN, _EVALUATE = 0, 1
-_EVALUATION = struct.Struct("<Qdd?")
+_EVALUATION, _GROUP = struct.Struct("<Qdd?"), struct.Struct("<QQd")
 _VECTOR = struct.Struct("<?Q")
 
 # A fixed size, not one per worker: sums of floats must not depend on how many workers there are.
@@ -182,8 +182,10 @@ class Simulator:
         masks = {k: w.view(np.int32) != 0 for k, w in carried.items()}
         self._held = {int(k): Held(residual=ModelState.of_values(w[masks[k]], masks[k])) for k, w in carried.items()}
 
-    def evaluate(self, model: ModelState) -> Mapping[str, float]:
+    def evaluate(self, model: ModelState) -> Mapping[str, Any]:
         """Return ``accuracy`` (or ``mae``) and ``loss`` of a model on the whole test set.
+
+        Where the examples belong to groups, ``groups`` has each group's accuracy (or mean absolute error) by its name.
 
         Raises:
             FederationError: the network fails on the test set.
@@ -197,11 +199,12 @@ class Simulator:
         for index, result in self._pool.run(jobs):
             if isinstance(result, JobFailure):
                 raise FederationError(f"the merged model cannot be evaluated on the test set: {result}")
-            parts[index] = result if self.threads else Evaluation(*_EVALUATION.unpack(result))
+            parts[index] = result if self.threads else _unpack_evaluation(result)
         total = parts[0]
         for index in range(1, len(parts)):
             total += parts[index]
-        return total.metrics
+        groups = total.by_group(self._test.group_names)
+        return {**total.metrics, **({"groups": groups} if groups else {})}
 
     def _work(self, job: Any) -> Any:
         """Do a job in a thread of this process."""
@@ -227,13 +230,20 @@ class Simulator:
         )
         if kind == _EVALUATE:
             sums = self._work((model, which))
-            return bytes(_EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression))
+            groups = [_GROUP.pack(group, *part) for group, part in sums.groups.items()]
+            return b"".join([_EVALUATION.pack(sums.examples, sums.loss, sums.score, sums.regression), *groups])
         round, remember, refers = rest
         broadcast = Message(Kind.BROADCAST, round, model, remember=bool(remember), refers=bool(refers))
         drift = None if kept[0] is None else np.frombuffer(kept[0], np.float32)
         held = Held(None, *(_sparse(vector, mask) for vector in kept[1:]))
         update, held = self._work(_Task(which, Received(broadcast, Reference(model, self.layout, drift)), held))
         return _pack((), np.frombuffer(update, np.uint8), *_kept(held, mask))
+
+
+def _unpack_evaluation(data: bytes) -> Evaluation:
+    groups = {group: (examples, score) for group, examples, score in _GROUP.iter_unpack(data[_EVALUATION.size :])}
+    examples, loss, score, regression = _EVALUATION.unpack_from(data)
+    return Evaluation(examples, loss, score, regression, groups)
 
 
 def _unpack_answer(answer: bytes, received: Received) -> tuple[bytes, Held]:

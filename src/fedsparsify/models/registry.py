@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..plugins import call, nearest, resolve
+from ..plugins import call, check_options, nearest, resolve
 from ..randomness import derive_seed
 from .cnn6 import cnn6
 from .fc2 import fc2
@@ -49,7 +48,7 @@ def build(name: str, seed: int, **options: Any) -> nn.Module:
             f"{here} is unknown{nearest(name, MODELS)}; known are {', '.join(MODELS)}, or name your own function as "
             '"module:function"'
         )
-    _check_options(factory, name, options)
+    check_options(factory, "model", name, options)
     return build_from(lambda: call(factory, here, **options), seed)
 
 
@@ -72,24 +71,6 @@ def build_from(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ConfigError(f"the model's function returned a {type(module).__name__}; it must return a torch.nn.Module")
     return module
-
-
-def _check_options(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> None:
-    try:
-        signature = inspect.signature(factory)
-    except ValueError:  # some built-in callables have none; they judge their options themselves
-        return
-    kinds = [p.kind for p in signature.parameters.values()]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        for option in options:
-            if option not in signature.parameters:
-                known = ", ".join(signature.parameters) or "none"
-                hint = nearest(option, signature.parameters)
-                raise ConfigError(f"model.{option} is no option of {name}{hint}; it has {known}")
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise ConfigError(f'model.name = "{name}" cannot be built with the options given: {error}') from error
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -43,6 +43,7 @@ _REMEMBER = 0x80  # beside the lean
 _METRIC_NAMES = ("", "loss", "seconds", "native")  # by their codes; code 0 is followed by a name
 
 _MOST_METRICS = 64
+_MOST_VECTORS = 4  # of an update
 
 _SAMPLES = 4096
 """Survivors that the lean is chosen by: enough for its fraction, and nothing beside the coding itself."""
@@ -73,7 +74,7 @@ class Message:
         client: index of the sending client, or :data:`SERVER`.
         num_examples: size of the client's data in an update, else 0.
         metrics: figures measured by the sender, in float32.
-        memory: named float32[n] vectors of a checkpoint.
+        memory: named float32[n] vectors of a checkpoint or update.
         remember: in a broadcast, that the server keeps the mean of each client's steps for the next update to be
             coded against, and clients are to do the same.
         refers: whether it was coded against something that its reader holds; set by :func:`decode`.
@@ -329,8 +330,11 @@ def _metric(name: str, figure: float) -> bytes:
 def _decode_memory(reader: Reader, layout: ParameterLayout, kind: Kind) -> dict[str, Floats]:
     memory: dict[str, Floats] = {}
     declared = reader.varint("memory")
-    if declared and kind != Kind.CHECKPOINT:
-        raise WireError(f"memory: {declared} vectors in a message of kind {kind.name.lower()}")
+    most = _MOST_VECTORS if kind == Kind.UPDATE else 0
+    if declared > most and kind != Kind.CHECKPOINT:
+        raise WireError(
+            f"memory: {declared} vectors in a message of kind {kind.name.lower()}, which holds at most {most}"
+        )
     for _ in range(declared):
         name = reader.name("memory")
         if name in memory:
