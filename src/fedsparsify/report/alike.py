@@ -50,15 +50,11 @@ def same_start(problems: Sequence[Problem]) -> Findings:
     if checked["digest"]:
         sentences.append(f"{checked['digest']} runs recorded a digest of their initial weights: one seed, one digest.")
     if checked["score"]:
-        sentences.append(
-            f"{checked['score']} runs start unpruned: those of one seed have the same score in round 0."
-        )
+        sentences.append(f"{checked['score']} runs start unpruned: those of one seed have the same score in round 0.")
     if unknown:
         sentences.append(f"{unknown} runs prune before round 0 and recorded no digest: their start cannot be checked.")
     if checked["partition"]:
-        sentences.append(
-            f"{checked['partition']} runs recorded who holds what: those of one seed deal examples alike."
-        )
+        sentences.append(f"{checked['partition']} runs recorded who holds what: those of one seed deal examples alike.")
     return Findings(tuple(sentences), True)
 
 

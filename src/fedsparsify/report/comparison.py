@@ -1,9 +1,9 @@
-"""Runs -> methods side by side: what is compared with what, means and deviations over seeds, and paired tests.
+"""Runs -> methods side by side: which runs answer the same question, and which of them are repetitions.
 
-A *problem* is what is learned by whom: data, network, partition, federation, rounds. Within one, a *method* is a method's
-name with the settings that vary among its runs, a *column* is the sparsity that a run ends with, and the seeds are the
-repetitions. A seed fixes the initial weights and the partition, the same for all methods, so that differences between two
-methods are taken seed by seed.
+A *problem* is what is learned by whom: data, network, partition, federation, rounds. Within one, a *method* is a
+method's name with the settings that vary among its runs, a *column* is the sparsity that a run is to end with, and the
+seeds are the repetitions. A seed fixes the initial weights and the partition, the same for all methods, so that
+differences between two methods are taken seed by seed.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _distinctions(
     group: Callable[[Run], str],
     belongs: Callable[[str], bool],
 ) -> dict[Any, str]:
-    """Return run -> ``key = value`` of the keys that vary among the runs of its group; the short key where it is unique."""
+    """Return run -> ``key = value`` of the keys that vary within its group; the short key where it is unique."""
     texts = {}
     for name in {group(run) for run in runs}:
         members = [run for run in runs if group(run) == name]

@@ -222,8 +222,9 @@ def _differences(problem: Problem, index: int) -> list[TextTable]:
                 f"{what}-{index}",
                 problem.title,
                 f"Differences {title}",
-                f"{'Percent points' if problem.metric == 'accuracy' else 'Differences of the error'} after the last round,"
-                " mean over common seeds, and the paired t-test over these with Holm's correction within the column.",
+                f"{'Percent points' if problem.metric == 'accuracy' else 'Differences of the error'} after the last"
+                " round, mean over common seeds, and the paired t-test over these with Holm's correction within the"
+                " column.",
                 ("Method", *map(column_name, problem.columns)),
                 tuple(rows),
                 numbers=False,

@@ -43,11 +43,20 @@ def to_latex(tables: Iterable[TextTable]) -> str:
 
 def comparison_csv(comparison: Comparison) -> str:
     """Return one row a method, column and problem, unrounded; empty fields are what cannot be said."""
-    heads = ["problem", "method", "sparsity", "seeds", "metric", "final_mean", "final_std", "last_ten_mean", "last_ten_std"]
+    heads = [
+        "problem",
+        "method",
+        "sparsity",
+        "seeds",
+        "metric",
+        "final_mean",
+        "final_std",
+        "last_ten_mean",
+        "last_ten_std",
+    ]
     heads += ["megabytes_mean", "megabytes_std", "seconds_train_mean", "seconds_train_std", "parameters_left_mean"]
-    for other in ("reference", "best"):
-        heads += [f"{other}_method", f"{other}_difference", f"{other}_seeds", f"{other}_p", f"{other}_p_holm"]
-        heads.append(f"{other}_statement")
+    for what in ("reference", "best"):
+        heads += [f"{what}_{field}" for field in ("method", "difference", "seeds", "p", "p_holm", "statement")]
     rows = []
     for problem in comparison.problems:
         for column in problem.columns:
@@ -80,12 +89,11 @@ def runs_csv(comparison: Comparison) -> str:
         for cell in problem.cells:
             for seed, run in cell.runs.items():
                 r = cell.rows[seed]
-                place = [run.path.name, problem.title, cell.method, "" if cell.column == DENSE else cell.column, seed]
-                rows.append(
-                    [*place, r.rounds_done, r.metric, r.final, r.last_ten, r.best, r.sparsity, r.parameters_left]
-                    + [r.parameters, r.megabytes, r.dense_megabytes, r.seconds_train, r.seconds_wall, r.failures]
-                    + [problem.rounds_to_target(run), problem.target]
-                )
+                row: list[object] = [run.path.name, problem.title, cell.method]
+                row += ["" if cell.column == DENSE else cell.column, seed, r.rounds_done, r.metric]
+                row += [r.final, r.last_ten, r.best, r.sparsity, r.parameters_left, r.parameters]
+                row += [r.megabytes, r.dense_megabytes, r.seconds_train, r.seconds_wall, r.failures]
+                rows.append([*row, problem.rounds_to_target(run), problem.target])
     return _csv(heads, rows)
 
 
