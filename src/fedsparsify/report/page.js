@@ -39,6 +39,7 @@
   }
 
   function draw(div) {
+    if (div.closest("figure[hidden]")) return;
     const { data, layout } = plots[div.dataset.plot];
     const shown = data.map((trace) => ({ ...trace, visible: !hidden.has(trace.legendgroup) }));
     for (const trace of shown) if (trace.texttemplate && div.clientWidth < 42 * trace.x.length) trace.texttemplate = "";
@@ -76,6 +77,18 @@
     for (const button of document.querySelectorAll(`[data-key="${key}"]`))
       button.setAttribute("aria-pressed", String(!hidden.has(key)));
     divs.forEach(draw);
+  });
+
+  document.addEventListener("click", (event) => {
+    const choice = event.target.closest("[data-choose]")?.dataset.choose;
+    if (!choice) return;
+    const section = event.target.closest("section");
+    for (const button of section.querySelectorAll("[data-choose]"))
+      button.setAttribute("aria-pressed", String(button.dataset.choose === choice));
+    for (const figure of section.querySelectorAll("figure[data-choice]")) {
+      figure.hidden = figure.dataset.choice !== choice;
+      draw(figure.querySelector(".plot"));
+    }
   });
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => divs.forEach(draw));

@@ -7,18 +7,13 @@ anything.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedsparsify.errors import RunError
 from fedsparsify.files import replace_file
 from fedsparsify.report.figures import all_figures
+from fedsparsify.report.html import asset, new_environment, page_scripts, policy_hash
 from fedsparsify.report.plots import run_keys
 from fedsparsify.report.records import Failure, Run, load_run
 from fedsparsify.report.tables import config_differences, headline, labels
@@ -73,13 +68,9 @@ def render(runs: Sequence[Run]) -> str:
     keys = run_keys(names)
     figures = all_figures(runs, keys)
     failures = [(name, failure) for run, name in zip(runs, names, strict=True) for failure in _failures(run)]
-    # Here, as reading plotly costs half a second that `import fedsparsify.report` should not.
-    from plotly.offline import get_plotlyjs
-
-    # A browser hashes a script with its line ends made one character.
-    scripts = [script.replace("\r\n", "\n") for script in (get_plotlyjs(), _asset("page.js"))]
+    scripts = page_scripts()
     return (
-        _environment()
+        new_environment()
         .get_template("page.html.j2")
         .render(
             title=names[0] if len(runs) == 1 else f"Comparison of {len(runs)} runs",
@@ -89,65 +80,12 @@ def render(runs: Sequence[Run]) -> str:
             failures=failures[:MAX_FAILURES],
             failures_left_out=max(0, len(failures) - MAX_FAILURES),
             differences=config_differences(runs),
-            style=_asset("page.css"),
+            style=asset("page.css"),
             scripts=scripts,
-            hashes=[_csp_hash(script) for script in scripts],
+            hashes=[policy_hash(script) for script in scripts],
         )
     )
 
 
 def _failures(run: Run) -> list[Failure]:
     return [failure for record in run.rounds for failure in record.failures]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        # Not select_autoescape: it goes by the file's ending and would leave .j2 unescaped.
-        autoescape=True,
-        loader=PackageLoader("fedsparsify.report", ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"percent": _percent, "count": _count, "score": _score, "duration": _duration, "mb": _mb}
-    return environment
-
-
-def _asset(name: str) -> str:
-    return files("fedsparsify.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-def _percent(fraction: float, digits: int = 2) -> str:
-    return f"{100 * fraction:.{digits}f}%" if math.isfinite(fraction) else "–"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _score(value: float, metric: str) -> str:
-    return _percent(value) if metric == "accuracy" else f"{value:.3f}" if math.isfinite(value) else "–"
-
-
-def _mb(megabytes: float) -> str:
-    return f"{megabytes:,.0f}" if megabytes >= 100 else f"{megabytes:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    """Return three digits in the unit that fits.
-
-    >>> _duration(4.21), _duration(75.2), _duration(5470.0)
-    ('4.2 s', '1.3 min', '1.5 h')
-    """
-    if not math.isfinite(seconds):
-        return "–"
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
