@@ -1,4 +1,4 @@
-"""The command line: ``fedsparsify run | resume | sweep | report | partition | inspect``.
+"""The command line: ``fedsparsify run | resume | sweep | report | pack | partition | inspect``.
 
 A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
 """
@@ -110,19 +110,60 @@ app.command()(sweep)
 
 @app.command()
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.", show_default=False)],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Run directories, or one sweep (packed or not).", show_default=False),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The HTML file; by default DIR/report.html, or report.html for several.", show_default=False),
     ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a sweep: the score whose first round is counted; by default 99% of the dense reference's.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write one HTML page over one run, or several side by side; it works offline."""
-    from .report import write_report
+    """Write one HTML page over one run, several side by side, or a sweep; it works offline.
 
+    Over a sweep it compares methods, with means and deviations over seeds, and writes its tables as Markdown, LaTeX and
+    CSV beside the page.
+    """
+    from .report import is_sweep, write_report
+
+    sweeps = [path for path in directories if is_sweep(path)]
+    if sweeps and len(directories) > 1:
+        raise RunError(f"{sweeps[0]} is a sweep: report on it alone, or name some of the runs in it")
+    if sweeps:
+        _compare(sweeps[0], out, target)
+        return
+    if target is not None:
+        raise RunError("--target is for sweeps: name a sweep's directory, or leave it out")
     default = directories[0] / "report.html" if len(directories) == 1 else Path("report.html")
     page = write_report(directories, out or default)
     _print_headline(directories)
     new_console().print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def pack(
+    directory: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep's directory.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, *.tar.xz.", show_default=False)],
+) -> None:
+    """Put the records of a sweep's finished runs into one small file, which a report can be made of."""
+    from .progress import describe_bytes
+    from .report import pack as write_packed
+
+    packed = write_packed(directory, out)
+    left_out = f"; not finished and left out: {', '.join(packed.unfinished)}" if packed.unfinished else ""
+    new_console().print(
+        f"{out}: {packed.runs} runs in {describe_bytes(packed.size)}{left_out}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -291,6 +332,26 @@ def _print_headline(directories: Sequence[Path]) -> None:
     for row in rows:
         table.add_row(*(show(row) for show in figures.values()))
     new_console().print(table)
+
+
+def _compare(sweep: Path, out: Path | None, target: float | None) -> None:
+    """Write the report on a sweep and show its first table."""
+    from .report import default_page, write_comparison
+
+    written = write_comparison(sweep, out or default_page(sweep), target)
+    console = new_console()
+    for first, *_ in written.tables:
+        table = Table(title=first.title, **PLAIN)
+        for index, head in enumerate(first.heads):
+            table.add_column(head, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for name, entries in first.rows:
+            marks = {"bold": "[bold]{}[/bold]", "dagger": "{}†"}
+            table.add_row(name, *(marks.get(e.mark, "{}").format(escape(e.text)) for e in entries))
+        console.print(table)
+    if written.unfinished:
+        console.print(f"{len(written.unfinished)} runs are not finished and left out.")
+    console.print(f"Report: {written.page}", markup=False, soft_wrap=True)
+    console.print(f"Tables: {', '.join(map(str, written.others))}", markup=False, soft_wrap=True)
 
 
 def _overrides(overrides: list[str] | None, data_dir: Path | None) -> list[str]:

@@ -7,8 +7,20 @@ version, and of one that is still going on.
 
 from __future__ import annotations
 
+from fedsparsify.report.archive import is_sweep, pack
+from fedsparsify.report.comparison_page import default_page, write_comparison
 from fedsparsify.report.page import write_report
 from fedsparsify.report.records import Run, load_run
 from fedsparsify.report.tables import HeadlineRow, headline
 
-__all__ = ["HeadlineRow", "Run", "headline", "load_run", "write_report"]
+__all__ = [
+    "HeadlineRow",
+    "Run",
+    "default_page",
+    "headline",
+    "is_sweep",
+    "load_run",
+    "pack",
+    "write_comparison",
+    "write_report",
+]

@@ -103,7 +103,9 @@ def _points(
     trace = new_line(key, ((0, mean, 0) for mean, _ in points), y_format)
     trace |= {"x": [column_name(column) for column in columns], "mode": "lines" if dense else "lines+markers"}
     trace |= {
-        "customdata": [f" ± {100 * d:.2f} points" if accuracy else f" ± {d:.3f}" if d else "" for d in deviations]
+        "customdata": [
+            ("" if d is None else f" ± {100 * d:.2f} points" if accuracy else f" ± {d:.3f}") for d in deviations
+        ]
     }
     if not any(deviations):
         trace["customdata"] = [""] * len(deviations)
