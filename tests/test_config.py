@@ -18,13 +18,15 @@ from fedsparsify.algorithms import METHODS
 from fedsparsify.config import Settings, load_settings, parse_overrides, settings_from
 from fedsparsify.data.datasets import DATASETS, Dataset
 from fedsparsify.errors import ConfigError, FedSparsifyError
-from fedsparsify.experiment import prepare
+from fedsparsify.experiment import check_all, prepare
 from fedsparsify.merge import MERGE_RULES
 from fedsparsify.models.registry import MODELS
 from fedsparsify.purge import CRITERIA, SCOPES
+from fedsparsify.sweep_grid import load_grid
 from tests.commands import CONFIG, ROOT, write_config
 
-CONFIGS = sorted((ROOT / "configs" / "fashion-mnist").rglob("*.toml"))
+GRIDS = [path for path in sorted((ROOT / "configs").rglob("*.toml")) if "[[sweep]]" in path.read_text()]
+CONFIGS = sorted(set((ROOT / "configs" / "fashion-mnist").rglob("*.toml")) - set(GRIDS))
 
 
 @pytest.fixture
@@ -217,6 +219,18 @@ def test_every_configuration_is_valid_and_is_what_its_name_says(path: Path) -> N
 
 def small(settings: Settings) -> list[str]:
     return ["model.inputs=64"] if settings.model.name == "2-fc" else ["model.name=2-fc", "model.inputs=64"]
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=[str(path.relative_to(ROOT / "configs")) for path in GRIDS])
+def test_every_grid_is_valid(path: Path) -> None:
+    grid = load_grid(path)
+    check_all((run.settings, run.place) for run in grid.runs)
+
+
+def test_the_comparison_has_every_method() -> None:
+    grid = load_grid(ROOT / "configs" / "fashion-mnist" / "comparison.toml")
+    assert {run.settings.method.name for run in grid.runs} == set(METHODS)
+    assert len(grid.runs) == 112
 
 
 def test_there_is_a_configuration_for_each_method_split_and_size() -> None:

@@ -20,7 +20,7 @@ LARGEST = 1_000_000  # bytes
 
 # Results worth more than LARGEST, by path; and the only places for files that are no text.
 LARGE_RESULTS: frozenset[str] = frozenset()
-BINARY = re.compile(r"docs/.+\.png|tests/.+\.bin")
+BINARY = re.compile(r"docs/.+\.png|tests/.+\.bin|results/sweeps/.+\.tar\.xz")
 
 DATA = re.compile(r"\.(csv|gz|h5|ipynb|npy|npz|onnx|parquet|pickle|pkl|pt|pth|so|tar|whl|zip)$|-ubyte$")
 # One machine's own folders. What follows a name, a dot or another slash is part of an address or a relative path.
