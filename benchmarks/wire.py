@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsparsify import experiment
+from fedsparsify import experiment, runs
 from fedsparsify.config import load_settings
 from fedsparsify.federation import Links, Reply, Simulator, receive
 from fedsparsify.federation.links import mean_step
@@ -90,7 +90,7 @@ def watched(name: str, overrides: list[str], watch: Callable[..., None]) -> Tall
     Simulator.exchange = exchange  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            experiment.start(prepared, Path(folder) / "run")
+            runs.start(prepared, Path(folder) / "run")
     finally:
         Simulator.exchange = inner  # type: ignore[method-assign]
     return tally

@@ -104,7 +104,8 @@ def wait_until(happened: Callable[[], object], what: str, seconds: float = 60.0)
 
 _LAUNCHER = """
 import json, os, signal, sys, threading, traceback
-import fedsparsify.cli, fedsparsify.experiment, fedsparsify.files, fedsparsify.progress, fedsparsify.report
+import fedsparsify.cli, fedsparsify.experiment, fedsparsify.files
+import fedsparsify.progress, fedsparsify.report, fedsparsify.runs
 from sklearn.datasets import load_digits
 
 load_digits()

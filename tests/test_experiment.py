@@ -26,7 +26,8 @@ from fedsparsify.errors import (
     RunError,
     TooFewClientsError,
 )
-from fedsparsify.experiment import deal, default_directory, prepare, start
+from fedsparsify.experiment import deal, prepare
+from fedsparsify.runs import default_directory, start
 from tests.commands import contents, records, write_config
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import Dataset
     from .errors import FedSparsifyError
-    from .experiment import federate, resume
     from .layout import ParameterLayout
     from .report import load_run, write_report
+    from .runs import federate, resume
     from .state import ClientUpdate, ModelState, ServerState
     from .version import __version__
 
@@ -40,9 +40,9 @@ _HOME = {
     "ParameterLayout": "layout",
     "ServerState": "state",
     "__version__": "version",
-    "federate": "experiment",
+    "federate": "runs",
     "load_run": "report",
-    "resume": "experiment",
+    "resume": "runs",
     "write_report": "report",
 }
 

@@ -77,12 +77,12 @@ def run(
     The tables of a configuration: run, data, partition, federation, model, method, schedule, purge, train; every key is
     explained in docs/configuration.md. Ctrl-C stops after saving; [bold]fedsparsify resume[/bold] goes on bit for bit.
     """
-    from . import experiment
+    from . import experiment, runs
 
     settings = load_settings(config, _overrides(overrides, data_dir))
     prepared = experiment.prepare(settings, _place(config, overrides))
-    folder = out or experiment.default_directory(settings.run.name)
-    _watch(folder, settings, lambda observers: experiment.start(prepared, folder, observers), no_report)
+    folder = out or runs.default_directory(settings.run.name)
+    _watch(folder, settings, lambda observers: runs.start(prepared, folder, observers), no_report)
 
 
 @app.command()
@@ -97,12 +97,12 @@ def resume(
     no_report: NoReport = False,
 ) -> None:
     """Go on with a run that was stopped or killed; the result is the same bit for bit."""
-    from . import experiment
+    from . import runs
 
     if not (directory / "config.toml").is_file():
         raise RunError(f"{directory} is no run directory: it holds no config.toml")
     settings = load_settings(directory / "config.toml")
-    _watch(directory, settings, lambda observers: experiment.resume(directory, observers, workers), no_report)
+    _watch(directory, settings, lambda observers: runs.resume(directory, observers, workers), no_report)
 
 
 app.command()(sweep)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataTable",
+    "DeploymentTable",
     "FederationTable",
     "MethodTable",
     "ModelTable",
@@ -84,8 +85,8 @@ class DataTable(_Table):
 class PartitionTable(_Table):
     """``[partition]``: how examples are dealt to clients."""
 
-    kind: Literal["iid", "classes", "dirichlet", "quantity", "groups"] = "iid"
-    """``iid``; ``classes`` (``classes_per_client`` each); ``dirichlet`` and ``quantity`` (``alpha``); ``groups``."""
+    kind: Literal["iid", "classes", "dirichlet", "quantity", "groups", "sites"] = "iid"
+    """``iid``; ``classes``; ``dirichlet``, ``quantity`` (``alpha``); ``groups``; ``sites``: each site has its own."""
     classes_per_client: int = 2
     """For ``classes``: number of classes that each client has."""
     alpha: float = 0.5
@@ -168,6 +169,17 @@ class WireTable(_Table):
     """Megabytes the server may spend on remembering what clients hold; less of it makes messages larger."""
 
 
+class DeploymentTable(_Table):
+    """``[deployment]``: a federation over Flower; of no effect in the simulator."""
+
+    sites: list[str] = []
+    """Names that SuperNodes are registered under: client k is the k-th. Empty: whichever are connected."""
+    deadline: float = Field(default=3600.0, gt=0)
+    """Seconds that a round's clients have to answer."""
+    patience: float = Field(default=300.0, ge=0)
+    """Seconds that a round waits for SuperNodes that are not connected."""
+
+
 class TrainTable(_Table):
     """``[train]``: local training, SGD."""
 
@@ -202,6 +214,7 @@ class Settings(_Table):
     purge: PurgeTable = PurgeTable()
     train: TrainTable
     wire: WireTable = WireTable()
+    deployment: DeploymentTable = DeploymentTable()
 
     def to_toml(self) -> str:
         """Return the complete settings, defaults written out."""
@@ -211,15 +224,20 @@ class Settings(_Table):
     def digest(self) -> bytes:
         """32 bytes that two settings share only if the same results are expected of them.
 
-        Where the data lie, how many workers there are, what the run is called and how much is remembered change no
-        result.
+        Where the data lie, how many workers there are, what the run is called, how much is remembered and how clients
+        are reached change no result.
         """
         return hashlib.sha256(json.dumps(self.resulting(), sort_keys=True, default=str).encode()).digest()
 
     def resulting(self) -> dict[str, dict[str, Any]]:
         """Return table -> key -> value of all settings that change results, see :attr:`digest`."""
         return self.model_dump(
-            exclude={"run": {"name", "workers", "tensorboard"}, "data": {"dir"}, "wire": {"link_memory"}}
+            exclude={
+                "run": {"name", "workers", "tensorboard"},
+                "data": {"dir"},
+                "wire": {"link_memory"},
+                "deployment": True,
+            }
         )
 
 
@@ -312,8 +330,10 @@ _EXPECTED = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
     "float_type": "a number",
+    "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "int_type": "a whole number",
+    "list_type": 'a list, as in ["a", "b"]',
     "less_than_equal": "at most {le}",
     "model_type": "a table, written [name] above its keys",
     "string_pattern_mismatch": "without slashes",

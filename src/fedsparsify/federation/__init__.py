@@ -1,18 +1,24 @@
 """The round loop, the ways a round's bytes travel, and the run directory.
 
 ``engine.py`` is the loop; ``transport.py`` the protocol between it and the clients; ``simulator.py`` the transport
-inside one machine; ``client.py`` what a client does with a message; ``links.py`` what the server knows that clients
-hold. Methods and mathematics live elsewhere.
+inside one machine, ``flower.py`` the one over a network; ``client.py`` what a client does with a message, and
+``site.py`` where it does so alone; ``links.py`` what the server knows that clients hold. Methods and mathematics live
+elsewhere.
 """
 
 from __future__ import annotations
 
-from .checkpoint import RunDirectory
-from .client import Client, Held, receive
-from .engine import Federation, Observer
-from .links import Links
-from .simulator import Simulator
-from .transport import Reply, Transport
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import RunDirectory
+    from .client import Client, Held, receive
+    from .engine import Federation, Observer
+    from .links import Links
+    from .simulator import Simulator
+    from .site import Site
+    from .transport import Reply, Transport
 
 __all__ = [
     "Client",
@@ -23,6 +29,28 @@ __all__ = [
     "Reply",
     "RunDirectory",
     "Simulator",
+    "Site",
     "Transport",
     "receive",
 ]
+
+_HOME = {
+    "Client": "client",
+    "Federation": "engine",
+    "Held": "client",
+    "Links": "links",
+    "Observer": "engine",
+    "Reply": "transport",
+    "RunDirectory": "checkpoint",
+    "Simulator": "simulator",
+    "Site": "site",
+    "Transport": "transport",
+    "receive": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: a process of Flower's, of which there is one a message, needs no torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

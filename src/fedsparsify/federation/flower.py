@@ -1,0 +1,247 @@
+"""Flower: the transport over a SuperLink, and the apps at its two ends. Nothing else of this package imports flwr.
+
+A model travels as one opaque array of bytes, encoded and judged as in the simulator; beside it go the client's index
+and the round. Whatever a SuperNode answers is data until the engine has decoded it: sizes are checked here before that,
+and texts are cut and cleaned before they reach a record or a log.
+
+Written against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FedSparsifyError, MissingExtraError
+from ..state import Floats
+from .transport import Reply
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+except ImportError as error:
+    raise MissingExtraError("A Flower deployment", "flower") from error
+
+__all__ = ["FlowerTransport", "Task", "make_client_app", "make_server_app"]
+
+log = logging.getLogger("flwr")
+
+_STYPE = "fedsparsify.message"
+_MODEL, _TASK, _FAILURE, _PAYLOAD = "model", "task", "failure", "payload"
+
+# Replies that are in this process at once, at most; the others wait at the SuperLink.
+_WINDOW = 8
+_LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client is told beside the broadcast.
+
+    Attributes:
+        client: its index.
+        round: the round that it is to train in.
+        calibration: by which figures all clients choose between kernels, as JSON; empty for its own.
+    """
+
+    client: int
+    round: int
+    calibration: str
+
+
+class FlowerTransport:
+    """A transport whose clients are SuperNodes.
+
+    Args:
+        grid: Flower's way to them.
+        clients: number of clients.
+        sites: names that SuperNodes are registered under: client k is the k-th. Empty: the SuperNodes that are there
+            when the first round begins, in the order of their identifiers.
+        deadline: seconds that a round's clients have to answer.
+        patience: seconds that a round waits for SuperNodes that are not connected.
+        largest: bytes of the largest reply that is read.
+        calibration: see :class:`Task`.
+        pause: seconds between two looks for replies.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        clients: int,
+        sites: Sequence[str],
+        deadline: float,
+        patience: float,
+        largest: int,
+        calibration: str = "",
+        pause: float = 0.2,
+    ) -> None:
+        self._grid = grid
+        self._clients = clients
+        self._sites = tuple(sites)
+        self._deadline, self._patience, self._pause = deadline, patience, pause
+        self._largest = largest
+        self._calibration = calibration
+        self._order: list[int] = []  # node identifiers, where there are no names
+
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        """Send broadcasts and yield the replies; see :class:`~fedsparsify.federation.transport.Transport`."""
+        nodes, absent = self._find(set(broadcasts))
+        for k in sorted(absent):
+            yield Reply(k, None, absent[k])
+        messages: list[Message] = []
+        same: dict[bytes, ArrayRecord] = {}
+        for k, node in sorted(nodes.items()):
+            payload = broadcasts[k]
+            # One record for all that are sent the same: Flower then sends it to the SuperLink once.
+            model = same.setdefault(payload, ArrayRecord({_PAYLOAD: _array(payload)}))
+            task = ConfigRecord({"client": k, "round": round, "calibration": self._calibration})
+            content = RecordDict({_MODEL: model, _TASK: task})
+            messages.append(Message(content, node, "train", ttl=self._deadline, group_id=str(round)))
+        sent = self._grid.push_messages(messages) if messages else []
+        waiting = dict(zip(sent, sorted(nodes), strict=False))
+        for k in sorted(set(nodes) - set(waiting.values())):
+            yield Reply(k, None, "Flower did not take the message for it")
+        yield from self._collect(waiting)
+
+    def carried(self) -> Mapping[str, Floats]:
+        """Return nothing: what clients keep is theirs, and they keep it over a restart of the server."""
+        return {}
+
+    def restore(self, carried: Mapping[str, Floats]) -> None:
+        """Do nothing; see :meth:`carried`."""
+
+    def _find(self, wanted: set[int]) -> tuple[dict[int, int], dict[int, str]]:
+        """Return client -> SuperNode, and client -> why there is none, after waiting for those that are absent."""
+        until = time.monotonic() + self._patience
+        while True:
+            nodes, absent = self._connected(wanted)
+            if not absent or time.monotonic() >= until:
+                return nodes, absent
+            time.sleep(self._pause)
+
+    def _connected(self, wanted: set[int]) -> tuple[dict[int, int], dict[int, str]]:
+        found = list(self._grid.get_nodes())
+        nodes, absent = {}, {}
+        if not self._sites:
+            here = {node.node_id for node in found}
+            self._order += sorted(here - set(self._order))
+            for k in wanted:
+                if k < len(self._order) and self._order[k] in here:
+                    nodes[k] = self._order[k]
+                else:
+                    absent[k] = f"no SuperNode is connected for it within {self._patience:g} s"
+            return nodes, absent
+        for k in wanted:
+            name = self._sites[k]
+            named = [node.node_id for node in found if node.name == name]
+            if len(named) == 1:
+                nodes[k] = named[0]
+            elif named:
+                absent[k] = f'{len(named)} SuperNodes are registered as "{name}": unregister all but one'
+            else:
+                absent[k] = f'its SuperNode "{name}" is not connected'
+        return nodes, absent
+
+    def _collect(self, waiting: dict[str, int]) -> Iterator[Reply]:
+        """Yield replies as they come; at the deadline the last look, then a failure for each that is missing."""
+        until = time.monotonic() + self._deadline
+        while waiting:
+            late = time.monotonic() >= until
+            some = False
+            # The first of them only, in the order in which they are merged: whoever waits does so at the SuperLink.
+            groups = [list(waiting)[:_WINDOW]] if not late else _in_groups(list(waiting))
+            for group in groups:
+                for message in self._grid.pull_messages(group):
+                    client = waiting.pop(message.metadata.reply_to_message_id, None)
+                    if client is not None:
+                        some = True
+                        yield self._read(client, message)
+                    del message
+            if late:
+                break
+            if not some:
+                time.sleep(self._pause)
+        for client in waiting.values():
+            yield Reply(client, None, f"it did not answer within {self._deadline:g} s (deployment.deadline)")
+
+    def _read(self, client: int, message: Message) -> Reply:
+        """Take a reply apart without trusting any of it."""
+        if message.has_error():
+            return Reply(client, None, clean(f"its SuperNode failed: {message.error.reason}"))
+        failure = message.content.config_records.get(_FAILURE)
+        if failure is not None:
+            return Reply(client, None, clean(str(failure.get("reason", "it failed and gave no reason"))))
+        record = message.content.array_records.get(_MODEL)
+        if record is None or list(record) != [_PAYLOAD] or record[_PAYLOAD].stype != _STYPE:
+            return Reply(client, None, "its reply holds no message of FedSparsify's")
+        payload = record[_PAYLOAD].data
+        if len(payload) > self._largest:
+            return Reply(client, None, f"its reply has {len(payload)} bytes, and at most {self._largest} can be right")
+        return Reply(client, payload)
+
+
+def make_server_app(serve: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
+    """Return a ServerApp.
+
+    Args:
+        serve: carries out a run, given Flower's grid and the app's configuration.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, context.run_config)
+
+    return app
+
+
+def make_client_app(answer: Callable[[Task, bytes, Context], bytes]) -> ClientApp:
+    """Return a ClientApp.
+
+    Args:
+        answer: trains on a broadcast, given the task, the broadcast and what Flower knows of run and node. What it
+            raises on purpose (FedSparsifyError) is told to the server in its words, anything else by its type only:
+            texts of other errors may hold what must not leave the site.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        try:
+            task: Any = message.content.config_records[_TASK]
+            broadcast = message.content.array_records[_MODEL][_PAYLOAD].data
+            update = answer(Task(task["client"], task["round"], task["calibration"]), broadcast, context)
+            content = RecordDict({_MODEL: ArrayRecord({_PAYLOAD: _array(update)})})
+        except FedSparsifyError as error:
+            log.error("%s", error)
+            content = RecordDict({_FAILURE: ConfigRecord({"reason": str(error)})})
+        except Exception as error:
+            log.exception("The client failed")
+            reason = f"{type(error).__name__}: the log of its SuperNode says more"
+            content = RecordDict({_FAILURE: ConfigRecord({"reason": reason})})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def clean(text: str) -> str:
+    r"""Return a peer's text as one line without control characters, cut to a few hundred.
+
+    >>> clean("two\nlines\x1b[31m")
+    'two lines [31m'
+    """
+    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * _LONGEST_REASON])
+    return " ".join(printable.split())[:_LONGEST_REASON]
+
+
+def _array(payload: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
+
+
+def _in_groups(ids: Sequence[str]) -> list[list[str]]:
+    return [list(ids[at : at + _WINDOW]) for at in range(0, len(ids), _WINDOW)]

@@ -1,0 +1,267 @@
+"""Experiment -> run directory: what the command line, the Python API and a deployment's server do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .config import OWN, load_settings, settings_from
+from .errors import CheckpointError, ConfigError
+from .experiment import Experiment, given, prepare
+from .federation import Federation, Observer, RunDirectory, Simulator, Transport
+from .federation.pool import default_workers
+from .layout import ParameterLayout
+from .sparse import Calibration, processor, targets
+from .state import ModelState, ServerState
+from .version import __version__
+
+__all__ = ["Connect", "default_directory", "federate", "go_on", "resume", "start"]
+
+Connect = Callable[[ParameterLayout, Calibration | None], Transport]
+"""Network and the figures that backends are chosen by -> the transport to clients that are elsewhere."""
+
+
+def start(
+    experiment: Experiment, out: Path, observers: Sequence[Observer] = (), connect: Connect | None = None
+) -> Path:
+    """Run an experiment in a new directory and return the directory.
+
+    Args:
+        experiment: from :func:`~fedsparsify.experiment.prepare`.
+        out: a new directory.
+        observers: are told of every round.
+        connect: makes the transport; by default clients are simulated on this machine.
+
+    Raises:
+        FedSparsifyError: the network cannot be used on the data, the directory cannot be used, or too few clients
+            remain; all rounds that were finished are kept.
+    """
+    with _simulator(experiment, alone=connect is not None) as simulator:
+        state = _initial(experiment, simulator.layout)
+        simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
+        settings = experiment.settings
+        run = RunDirectory.create(
+            out, settings.to_toml(), _info(experiment, simulator), _digest(experiment, simulator.layout)
+        )
+        return _drive(experiment, simulator, run, state, observers, connect)
+
+
+def resume(path: str | Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:
+    """Go on with a run after its last finished round; a finished run is left as it is.
+
+    Raises:
+        FedSparsifyError: the directory or its checkpoint cannot be used; nothing is changed.
+    """
+    path = Path(path)
+    config = path / "config.toml"
+    if not config.is_file():
+        raise CheckpointError(f"{path} is no run directory: it holds no config.toml")
+    settings = load_settings(config)
+    if OWN in (settings.data.name, settings.model.name):
+        raise CheckpointError(f"{path} was started from Python: resume it there, with federate(..., resume=True)")
+    if workers is not None:
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"workers": workers})})
+    return go_on(prepare(settings, str(config)), path, observers)
+
+
+def federate(
+    *,
+    model: nn.Module | Callable[[], nn.Module],
+    clients: Sequence[object],
+    test: object,
+    settings: Mapping[str, Mapping[str, Any]],
+    out: str | Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Path:
+    """Federate your own network over your own data, and return the run directory.
+
+    Args:
+        model: a class or function that returns a new network, whose initial weights then depend on ``run.seed`` only;
+            or a network, which is copied and starts from the weights that it has.
+        clients: one data set a client: an (x, y) pair of arrays or tensors, a map-style torch data set, or a
+            :class:`~fedsparsify.data.Dataset`.
+        test: the test set, likewise.
+        settings: tables and keys as in a configuration file (``docs/configuration.md``), but for those that say what
+            the other arguments do; ``{"train": {"lr": 0.1}}`` is the least. The method is ``fedsparsify-global`` if
+            none is named.
+        out: a new directory for the run; by default ``runs/NAME`` with the name in the settings, numbered if taken.
+        resume: go on with the run in ``out``, if there is one.
+        observers: are told of every round.
+
+    Raises:
+        FedSparsifyError: a setting, the data or the directory cannot be used.
+    """
+    for table in ("data", "model", "partition"):
+        if table in settings:
+            raise ConfigError(f"settings: [{table}] has no place here: federate() has it from its other arguments")
+    tables: dict[str, Any] = {
+        "method": {"name": "fedsparsify-global"},
+        **settings,
+        "data": {"name": OWN},
+        "model": {"name": OWN},
+    }
+    federation = tables.get("federation", {})
+    if isinstance(federation, Mapping):  # else it is refused below
+        tables["federation"] = {**federation, "clients": len(clients)}
+        if federation.get("clients", len(clients)) != len(clients):
+            raise ConfigError(f"settings: federation.clients = {federation['clients']}, but {len(clients)} are given")
+    experiment = given(settings_from(tables, "settings"), model, clients, test)
+    path = default_directory(experiment.settings.run.name or "federation") if out is None else Path(out)
+    if resume and (path / "config.toml").exists():
+        return go_on(experiment, path, observers)
+    return start(experiment, path, observers)
+
+
+def default_directory(name: str) -> Path:
+    """Return ``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that does not exist."""
+    folder = candidate = Path("runs") / name
+    number = 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def go_on(
+    experiment: Experiment, path: Path, observers: Sequence[Observer] = (), connect: Connect | None = None
+) -> Path:
+    """Go on with an experiment in its directory, as :func:`resume` does; arguments as in :func:`start`.
+
+    Raises:
+        FedSparsifyError: the directory or its checkpoint cannot be used, or is another experiment's; nothing is
+            changed.
+    """
+    calibration = _recorded_calibration(path)
+    if calibration is None:
+        experiment = replace(experiment, train=replace(experiment.train, backend="torch"))
+    with _simulator(experiment, calibration, alone=connect is not None) as simulator:
+        run = RunDirectory.open(path, _digest(experiment, simulator.layout))
+        try:
+            run.expect(simulator.layout)
+            state = run.load()
+        except BaseException:
+            run.close()
+            raise
+        recorded = state is not None  # else it was killed before the initial model was recorded
+        state = state or _initial(experiment, simulator.layout)
+        return _drive(experiment, simulator, run, state, observers, connect, recorded)
+
+
+def _initial(experiment: Experiment, layout: ParameterLayout) -> ServerState:
+    w, buffers = layout.read(experiment.module)
+    return ServerState(0, ModelState(w, np.ones(w.shape, np.bool_), buffers))
+
+
+def _drive(
+    experiment: Experiment,
+    simulator: Simulator,
+    run: RunDirectory,
+    state: ServerState,
+    observers: Sequence[Observer],
+    connect: Connect | None,
+    recorded: bool = False,
+) -> Path:
+    settings = experiment.settings
+    federation = Federation(
+        method=experiment.method,
+        layout=simulator.layout,
+        transport=simulator if connect is None else connect(simulator.layout, simulator.calibration),
+        evaluate=simulator.evaluate,
+        clients=experiment.clients,
+        rounds=settings.run.rounds,
+        seed=settings.run.seed,
+        participation=settings.federation.participation,
+        min_clients=settings.federation.min_clients,
+        link_memory=settings.wire.link_memory << 20,
+        trends=settings.wire.uplink == "float32",
+    )
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        run.expect(simulator.layout)
+        final = federation.run(state, [run, *observers], recorded=recorded)
+        run.finish(final)
+    return run.path
+
+
+def _simulator(experiment: Experiment, calibration: Calibration | None = None, *, alone: bool = False) -> Simulator:
+    """Return the clients and the evaluator on this machine; ``alone``: the evaluator only."""
+    settings = experiment.settings
+    return Simulator(
+        experiment.module,
+        experiment.method,
+        () if alone else experiment.split.clients,
+        experiment.split.test,
+        experiment.train,
+        settings.run.seed,
+        settings.run.workers or (default_workers() if alone else 0),
+        calibration,
+        settings.wire.uplink,
+    )
+
+
+def _recorded_calibration(path: Path) -> Calibration | None:
+    """Return the figures that a run chose its backends by, None for torch alone; others could change its bits."""
+    try:
+        recorded = json.loads((path / "run.json").read_text())["calibration"]
+        calibration = None if recorded is None else Calibration.from_json(recorded)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'run.json'} cannot be used ({error}): restore it, or start a new run"
+        ) from error
+    if calibration is not None and calibration.target != (targets() or ("none",))[0]:
+        raise CheckpointError(
+            f"{path} was trained by native kernels for {calibration.target}, but this machine has"
+            f" {(targets() or ('none',))[0]}: go on where it was started, or start a new run"
+        )
+    return calibration
+
+
+def _digest(experiment: Experiment, layout: ParameterLayout) -> bytes:
+    own = bytes.fromhex(layout.digest) + json.dumps(experiment.split.counts).encode()
+    return hashlib.sha256(experiment.settings.digest + own).digest()
+
+
+def _info(experiment: Experiment, simulator: Simulator) -> dict[str, Any]:
+    settings = experiment.settings
+    layout = simulator.layout
+    schedule = experiment.method.schedule
+    return {
+        "version": __version__,
+        "name": settings.run.name or "federation",
+        "method": settings.method.name,
+        "model": settings.model.name,
+        "dataset": settings.data.name,
+        "seed": settings.run.seed,
+        "rounds": settings.run.rounds,
+        "initial": hashlib.sha256(layout.read(experiment.module)[0].tobytes()).hexdigest(),
+        "parameters": layout.n,
+        "layers": [[slot.name, list(slot.shape)] for slot in layout.parameters],
+        "partition": {
+            "kind": settings.partition.kind if settings.data.name != OWN else "given",
+            "class_names": list(experiment.split.class_names),
+            "counts": experiment.split.counts,
+        },
+        "unseen_groups": experiment.split.unseen_groups,
+        "calibration": None if simulator.calibration is None else asdict(simulator.calibration),
+        "schedule": None if schedule is None else [schedule(t) for t in range(settings.run.rounds + 1)],
+        "machine": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cpu": processor(),
+            "workers": simulator.workers,
+            "workers_are": "threads" if simulator.threads else "processes",
+            "backend": simulator.uncovered or "native where it is faster",
+            "device": simulator.device,
+        },
+    }
