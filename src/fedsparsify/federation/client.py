@@ -165,22 +165,23 @@ class Client:
         trend = held.trend if broadcast.remember and broadcast.refers else None
         reference = received.reference.with_trend(trend)
         rounds = self.coding != "float32"
-        wanted = trained
-        if rounds and held.residual is not None:
+        wanted, residual = trained, held.residual
+        if rounds and residual is not None:
             # Of what was left out only what was broadcast: whoever forgets the rest must give the same bits.
-            left_out = ModelState.of_values(held.residual.at(start.mask), start.mask)
-            values = trained.values + left_out.at(trained.mask)
+            residual = ModelState.of_values(residual.at(start.mask), start.mask)
+            values = trained.values + residual.at(trained.mask)
             wanted = ModelState.of_values(values, trained.mask, trained.buffers)
         message = Message(
             Kind.UPDATE, broadcast.round, wanted, self.index, len(self.data), local.metrics, memory=vectors
         )
         update = encode(message, layout, reference, self.coding)
-        sent, residual = wanted, held.residual
         if not np.isfinite(wanted.values).all():  # the server will refuse it, and forget
             return update, Held(received.reference, residual=residual)
+        sent = wanted
         if rounds:
             sent = decode(update, layout, reference).model
-            residual = ModelState.of_values(wanted.values - sent.values, sent.mask)
+            left_out = ModelState.of_values(wanted.values - sent.values, sent.mask)
+            residual = ModelState.of_values(left_out.at(start.mask), start.mask)
         if broadcast.remember:
             trend = mean_step(trend, start, sent)
         return update, Held(received.reference, trend, residual)

@@ -148,26 +148,28 @@ class FlowerTransport:
         return nodes, absent
 
     def _collect(self, waiting: dict[str, int]) -> Iterator[Reply]:
-        """Yield replies as they come; at the deadline the last look, then a failure for each that is missing."""
+        """Yield replies as they come, and after the deadline a failure for each that is not there."""
         until = time.monotonic() + self._deadline
-        while waiting:
-            late = time.monotonic() >= until
-            some = False
-            # The first of them only, in the order in which they are merged: whoever waits does so at the SuperLink.
-            groups = [list(waiting)[:_WINDOW]] if not late else _in_groups(list(waiting))
-            for group in groups:
-                for message in self._grid.pull_messages(group):
-                    client = waiting.pop(message.metadata.reply_to_message_id, None)
-                    if client is not None:
-                        some = True
-                        yield self._read(client, message)
-                    del message
+        order, first = list(waiting), 0
+        while first < len(order):
+            late, some = time.monotonic() >= until, False
+            # Those next in the order in which they are merged: whoever is far ahead waits at the SuperLink, not here.
+            group = [message for message in order[first : first + _WINDOW] if message in waiting]
+            for message in self._grid.pull_messages(group):
+                client = waiting.pop(message.metadata.reply_to_message_id, None)
+                if client is not None:
+                    some = True
+                    yield self._read(client, message)
+                del message  # one at a time
             if late:
-                break
-            if not some:
+                for missing in group:
+                    if missing in waiting:
+                        why = f"it did not answer within {self._deadline:g} s (deployment.deadline)"
+                        yield Reply(waiting.pop(missing), None, why)
+            while first < len(order) and order[first] not in waiting:
+                first += 1
+            if not (late or some):
                 time.sleep(self._pause)
-        for client in waiting.values():
-            yield Reply(client, None, f"it did not answer within {self._deadline:g} s (deployment.deadline)")
 
     def _read(self, client: int, message: Message) -> Reply:
         """Take a reply apart without trusting any of it."""
@@ -241,7 +243,3 @@ def clean(text: str) -> str:
 
 def _array(payload: bytes) -> Array:
     return Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
-
-
-def _in_groups(ids: Sequence[str]) -> list[list[str]]:
-    return [list(ids[at : at + _WINDOW]) for at in range(0, len(ids), _WINDOW)]
