@@ -107,6 +107,11 @@ def load_grid(path: Path, overrides: Mapping[tuple[str, str], Any] | None = None
             known = runs.setdefault(run.name, run)
             if known.settings != run.settings:
                 keys = ", ".join(differing_keys(known.settings, run.settings))
+                if known.place == place:
+                    raise ConfigError(
+                        f"{place} makes two runs called {run.name}, which differ in {keys}: change one of the values;"
+                        " a name keeps letters, digits and ._+- only"
+                    )
                 raise ConfigError(
                     f"{place} and {known.place.removeprefix(f'{path}: ')} both make a run {run.name}, but differ in"
                     f" {keys}: set that key in one of the blocks, so that it is part of the name"
@@ -197,7 +202,7 @@ def _refuse_twins(runs: Iterable[PlannedRun], path: Path) -> None:
     for run in runs:
         known = first.setdefault(run.settings.digest, run)
         if known is not run:
-            raise ConfigError(
-                f"{path}: {known.name} and {run.name} are the same run under two names: set the same keys in both"
-                " blocks, or take one out"
-            )
+            remedy = "set the same keys in both blocks, or take one out"
+            if known.place == run.place:
+                remedy = "take one of the values out"
+            raise ConfigError(f"{path}: {known.name} and {run.name} are the same run under two names: {remedy}")

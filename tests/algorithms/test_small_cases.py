@@ -345,8 +345,18 @@ def test_prunefl_prunes_the_dense_network_of_round_0() -> None:
     local = Fake(step=1, slope=constant([0, 0, 0, 0, 0, 0, 9, 8]), seconds=(1, 1))
     start = model([1, 2, 3, 4, 5, 6, -1, -1])
     after = merged(method, start, 0, method.client_update(start, 0, local))
-    assert after.w.tolist() == [0, 0, 0, 0, 6, 7, 0, 0] and alive(after) == [4, 5, 6, 7]
+    # Two places for each matrix, of which one stays: with 5 and with 7, though 6 is larger than 5.
+    assert after.w.tolist() == [0, 0, 0, 5, 0, 7, 0, 0] and alive(after) == [3, 5, 6, 7]
     assert method.starts == "one client" and method.regrows
+
+
+def test_prunefl_leaves_vectors_alone() -> None:
+    layout = ParameterLayout((*EIGHT.parameters, Slot("bias", (2,), 8)))
+    local = Fake(slope=constant([9, 9, 9, 9, 1, 1, 1, 1, 0, 0]), seconds=(1, 1, 1))
+    method = make("prunefl", layout, movable=1.0)
+    for t, start in ((0, model([1] * 8 + [0, 0])), (10, model([1] * 8 + [0, 0], 4, 5, 6, 8, 9))):
+        after = merged(method, start, t, method.client_update(start, t, local))
+        assert alive(after) == [0, 1, 2, 8, 9]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -462,6 +472,12 @@ def test_feddst_keeps_first_what_enough_clients_kept() -> None:
 def test_feddst_goes_by_magnitude_where_too_few_have_the_votes() -> None:
     # Only position 0 has three votes; of 2, 5 and 9 with fewer, 9 is the largest.
     assert alive(voted(3))[:2] == [0, 3]
+
+
+def test_feddst_gives_the_places_of_what_came_back_untrained_to_those_with_most_votes() -> None:
+    start = model([1] * 14, 0, 1, 8, 9, 10)
+    clients = [model([1] + [0] * 13, 0, come, 8, 9, 10) for come in (2, 5, 5)]
+    assert alive(merged(make("feddst", every=2), start, 2, *clients))[:2] == [0, 5]
 
 
 # FLASH

@@ -12,7 +12,7 @@ from ..layout import ParameterLayout
 from ..purge import exact_mask, kept
 from ..state import Floats, Mask
 
-__all__ = ["counts_of", "erdos_renyi_kernel", "keep_by_layer", "share_out"]
+__all__ = ["counts_of", "erdos_renyi_kernel", "keep_by_layer", "share_out", "uniform"]
 
 Counts = NDArray[np.int64]
 
@@ -69,14 +69,23 @@ def erdos_renyi_kernel(layout: ParameterLayout, sparsity: float) -> Counts:
     Returns:
         int64[layers], how many each tensor of the layout keeps.
     """
+    return _vectors_whole(layout, sparsity, [sum(slot.shape) for slot in layout.parameters])  # density * size
+
+
+def uniform(layout: ParameterLayout, sparsity: float) -> Counts:
+    """Share n - floor(s n) parameters out in proportion to size; otherwise as :func:`erdos_renyi_kernel` does."""
+    return _vectors_whole(layout, sparsity, [slot.size for slot in layout.parameters])
+
+
+def _vectors_whole(layout: ParameterLayout, sparsity: float, shares: Sequence[float]) -> Counts:
     sizes = [slot.size for slot in layout.parameters]
     budget = kept(layout.n, sparsity)
     vectors = [slot.size if len(slot.shape) < 2 else 0 for slot in layout.parameters]
     if sum(vectors) >= budget:
         return share_out(budget, vectors, sizes)
-    shares = [sum(slot.shape) if len(slot.shape) > 1 else 0 for slot in layout.parameters]  # density * size
+    wanted = [0 if vector else share for vector, share in zip(vectors, shares, strict=True)]
     room = [size - whole for size, whole in zip(sizes, vectors, strict=True)]
-    return share_out(budget - sum(vectors), shares, room) + np.asarray(vectors, np.int64)
+    return share_out(budget - sum(vectors), wanted, room) + np.asarray(vectors, np.int64)
 
 
 def keep_by_layer(scores: Floats, counts: Counts, layout: ParameterLayout, mask: Mask) -> Mask:

@@ -103,7 +103,9 @@ def feddst(
 
         within = np.ones(layout.n, np.bool_) if readjusts(t) else state.model.mask
         merged = merge_models(counted(), nonzero_of, within)
-        scores, counts = np.abs(merged.w), counts_of(state.model.mask, layout)
+        # What came back at the end of a round weighs nothing yet: votes decide there, not positions.
+        scores = np.maximum(np.abs(merged.w), votes * np.float32(1e-40))
+        counts = counts_of(state.model.mask, layout)
         first = keep_by_layer(scores, counts, layout, merged.mask & (votes >= min_votes))
         mask = first | keep_by_layer(scores, counts - counts_of(first, layout), layout, merged.mask & ~first)
         return ServerState(t, merged.under(mask))
