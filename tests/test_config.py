@@ -144,7 +144,13 @@ def test_settings_are_frozen(config: Path) -> None:
 # digest
 
 
-@pytest.mark.parametrize("override", ["run.workers=3", "run.name=x", "data.dir=/elsewhere", "run.tensorboard=true"])
+WITHOUT_EFFECT = {"run.workers", "run.name", "run.tensorboard", "data.dir", "wire.link_memory"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.workers=3", "run.name=x", "data.dir=/elsewhere", "run.tensorboard=true", "deployment.deadline=9"],
+)
 def test_what_changes_no_result_changes_no_digest(override: str, config: Path) -> None:
     assert load_settings(config, [override]).digest == load_settings(config).digest
 
@@ -161,7 +167,7 @@ def test_every_other_key_changes_the_digest(config: Path) -> None:
     digests = {load_settings(config).digest}
     count = 1
     for table, key, field in keys():
-        if f"{table}.{key}" in {"run.workers", "run.name", "run.tensorboard", "data.dir", "wire.link_memory"}:
+        if table == "deployment" or f"{table}.{key}" in WITHOUT_EFFECT:
             continue
         value: Any = {"kind": "classes", "uplink": "int8"}.get(key) or CHANGES[field.annotation]
         if (table, key) == ("run", "rounds"):
@@ -266,7 +272,7 @@ def page() -> list[Row]:
 
 
 PAGE = page()
-TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", list[str]: "list of texts"}
 
 
 def test_the_page_has_every_key_in_order_with_its_type_and_default() -> None:
@@ -347,7 +353,7 @@ def accepted(row: Row, value: Any) -> bool:
         tables["data"]["name"] = "tests.test_config:grouped"
     tables.setdefault(row.table, {})[row.key] = value
     try:
-        prepare(settings_from(tables, "here"), "here")
+        prepare(settings_from(tables, "here"), "here", deployed=value == "sites")
     except FedSparsifyError:
         return False
     return True

@@ -313,7 +313,7 @@ CASES = [
     wrong("purge.criterion", "magnitud", "unknown; did you mean magnitude?"),
     wrong("purge.scope", "globl", "unknown; did you mean global?"),
     wrong("purge.prunable", "none", 'must be "all" or "weights"'),
-    wrong("partition.kind", "class", "must be 'iid', 'classes', 'dirichlet', 'quantity' or 'groups'"),
+    wrong("partition.kind", "class", "must be 'iid', 'classes', 'dirichlet', 'quantity', 'groups' or 'sites'"),
     wrong("train.backend", "jax", "must be one of auto, native, torch"),
     wrong("train.device", "abacus", '"abacus" cannot be used here'),
     # A user's own code

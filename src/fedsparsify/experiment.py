@@ -24,8 +24,8 @@ from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
-from .state import Floats
-from .tune import TuneSettings
+from .state import Floats, ModelState
+from .tune import Tuner, TuneSettings
 
 __all__ = ["Experiment", "Split", "check_all", "deal", "given", "make_method", "prepare"]
 
@@ -119,7 +119,9 @@ def _own(settings: Settings, progress: bool) -> Split:
 
 
 def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) -> None:
-    """Refuse what :func:`prepare` would refuse, for many runs: each data set is loaded, and each network built, once.
+    """Refuse what :func:`prepare` and the start of a run would refuse, for many runs.
+
+    Each data set is loaded once, each dealing of it made once, and each network tried once on each data set.
 
     Args:
         runs: settings and the place that they come from, for messages.
@@ -129,9 +131,9 @@ def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) ->
         FedSparsifyError: a value is out of its range, or data or a named function cannot be used.
     """
     runs = list(runs)
-    loaded: dict[str, Dataset] = {}
-    dealt: set[str] = set()
-    layouts: dict[str, ParameterLayout] = {}
+    loaded: dict[str, tuple[Dataset, Dataset]] = {}
+    dealt: dict[str, int] = {}
+    tried: dict[str, ParameterLayout] = {}
     for settings, place in runs:
         try:
             _check(settings)
@@ -140,19 +142,35 @@ def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) ->
     for settings, place in runs:
         which, network = settings.data.model_dump_json(), settings.model.model_dump_json()
         dealing = f"{which} {settings.partition} {settings.federation.clients} {settings.run.seed}"
+        trial = f"{which} {network} {settings.train.backend} {settings.train.device}"
         try:
-            if network not in layouts:
-                layouts[network] = ParameterLayout.of(
-                    models.build(settings.model.name, settings.run.seed, **settings.model.options)
-                )
-            make_method(settings, layouts[network])
             if which not in loaded:
-                loaded[which] = _load(settings, progress)[0]
+                loaded[which] = _load(settings, progress)
+            train, test = loaded[which]
             if dealing not in dealt:
-                _parts(settings, loaded[which])
-                dealt.add(dealing)
+                dealt[dealing] = len(_parts(settings, train))
+            _check_federation(settings, dealt[dealing])
+            if trial not in tried:
+                tried[trial] = _try_out(settings, test)
+            make_method(settings, tried[trial])
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(f"{place}: {error}") from error
+
+
+def _try_out(settings: Settings, test: Dataset) -> ParameterLayout:
+    """Return a network's layout after it has judged two examples."""
+    module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
+    layout = ParameterLayout.of(module)
+    w, buffers = layout.read(module)
+    tuner = Tuner(module, TuneSettings(**settings.train.model_dump()), test)
+    try:
+        tuner.evaluate(ModelState(w, np.ones(w.shape, np.bool_), buffers), test.part(0, 2))
+    except ArgumentError:
+        raise
+    except Exception as error:  # of torch, about shapes
+        name = settings.model.name
+        raise ConfigError(f'model.name = "{name}" fails on data.name = "{settings.data.name}": {error}') from error
+    return layout
 
 
 def given(

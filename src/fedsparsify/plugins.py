@@ -91,7 +91,13 @@ def check_options(
         signature = inspect.signature(function)
     except ValueError:  # some built-in callables have none; they judge their options themselves
         return
-    known = {key: p for key, p in signature.parameters.items() if key not in given and p.kind not in _VARIADIC}
+    known = {
+        key: p
+        for key, p in signature.parameters.items()
+        if key not in given
+        and p.kind not in _VARIADIC
+        and (p.default is inspect.Parameter.empty or isinstance(p.default, _FROM_TOML))
+    }
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     for option, value in options.items():
         if option not in known:
@@ -109,6 +115,8 @@ def check_options(
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# A parameter whose default no configuration could give is for programs.
+_FROM_TOML = (type(None), bool, int, float, str, list, tuple, dict)
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
 

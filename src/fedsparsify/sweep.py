@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from .config import load_settings
 from .errors import RunError
-from .files import write_atomically
+from .files import remove_leftovers, write_atomically
 from .sweep_grid import Grid, PlannedRun, differing_keys
 
 __all__ = ["Failed", "Status", "SweepObserver", "run_sweep", "strays", "survey"]
@@ -131,6 +131,7 @@ def run_sweep(grid: Grid, folder: Path, todo: Sequence[Status], jobs: int, obser
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
         stack.callback(lock.release)
+        remove_leftovers(folder / "sweep.toml")
         write_atomically(folder / "sweep.toml", grid.text.encode())
         return _Sweep(folder, jobs, observer, stack).run(todo)
 
@@ -184,6 +185,7 @@ class _Sweep:
         else:
             settings = status.run.settings
             settings = settings.model_copy(update={"run": settings.run.model_copy(update={"workers": workers})})
+            remove_leftovers(log.with_name(f"{name}.toml"))
             write_atomically(log.with_name(f"{name}.toml"), settings.to_toml().encode())
             command += ["run", str(log.with_name(f"{name}.toml")), "--out", str(status.path)]
         # The package may be on this process's path only.
@@ -241,7 +243,7 @@ def _look(run: PlannedRun, path: Path, *, probe: bool = True) -> Status:
         return Status(run, path, "running", number)
     # Killed between the last round and the final model: resuming writes that.
     unfinished = (path / "checkpoint.fsp").exists() and not (path / "model.fsp").exists()
-    done = number == run.settings.run.rounds and not unfinished
+    done = number == run.settings.run.rounds and not unfinished and (path / "run.json").is_file()
     return Status(run, path, "done" if done else "started", number)
 
 
@@ -263,8 +265,12 @@ def _held(path: Path) -> bool:
 def _newest_round(path: Path) -> int | None:
     with suppress(OSError, ValueError, LookupError, TypeError):
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            lines = file.read().splitlines()
+            size = path.stat().st_size
+            for window in (65536, size):  # the whole file where one record, which names its clients, is longer
+                file.seek(max(0, size - window))
+                lines = file.read().splitlines()
+                if len(lines) > 1:
+                    break
         number = json.loads(lines[-1])["round"]
         return number if isinstance(number, int) else None
     return None

@@ -66,7 +66,7 @@ def sweep(
         return
     todo = [status for status in statuses if status.state != "done"]
     console = new_console()
-    if todo:
+    if todo or not (folder / "sweep.toml").is_file():  # by which a report knows it, whoever made the runs
         from . import experiment
         from .sweep import run_sweep
         from .sweep_display import SweepDisplay

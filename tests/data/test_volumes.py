@@ -124,11 +124,17 @@ def test_what_is_wrong_with_a_volume_is_told_with_its_line(tmp_path: Path, brain
         save("flat.nii", np.ones((4, 5, 3))): r"flat\.nii has one value everywhere",
         save("nan.nii", np.full((4, 5, 3), np.nan)): r"nan\.nii holds NaN or infinity",
         save("four.nii", np.ones((2, 2, 2, 2))): r"four\.nii has shape \[2, 2, 2, 2\] instead of three dimensions",
+        "scans/0.nii,30,A": r"scans/0\.nii is listed before, in .*volumes\.csv, line 2: drop one",
         "scans/0.nii,old,A": 'target = "old" is no finite number',
     }
     for row, message in cases.items():
         with pytest.raises(DataError, match=rf"volumes\.csv, line 14: .*{message}"):
             load("mri", mri(tmp_path, [*brains, row]))
+
+
+def test_a_table_is_looked_for_where_the_environment_says(tmp_path: Path, brains: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("FEDSPARSIFY_DATA", str(mri(tmp_path, brains)))
+    assert len(load("mri")[0]) == len(load("mri", tmp_path)[0])
 
 
 def test_a_wrong_table_is_told(tmp_path: Path) -> None:

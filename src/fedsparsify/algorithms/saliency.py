@@ -74,12 +74,12 @@ def mask_at_start(
 def matrices_after_vectors(scores: Floats, layout: ParameterLayout) -> Floats:
     """Rank all one-dimensional tensors first: biases start at 0, so scores that multiply by w know nothing of them.
 
-    The papers of these methods leave such tensors unpruned; here they count in the budget.
+    The papers of these methods leave such tensors unpruned; here they count in the budget. Among them scores decide.
     """
     ranked = scores.copy()
     for slot in layout.parameters:
         if len(slot.shape) < 2:
-            ranked[slot.span] = np.inf
+            ranked[slot.span] += np.ptp(scores) + np.float32(1)
     return ranked
 
 

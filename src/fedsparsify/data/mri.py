@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def load(data_dir: Path | None = None, progress: bool = True, table: str = "volu
     and held-out examples: see :mod:`fedsparsify.data.sites`.
 
     Args:
-        data_dir: folder that ``table`` is in; the current one by default.
+        data_dir: folder that ``table`` is in; by default that named by ``FEDSPARSIFY_DATA``, else the current one.
         progress: not used; nothing is downloaded.
         table: a CSV file with the columns ``path`` (of a ``.nii`` or ``.nii.gz`` file, from the CSV file's folder),
             ``target`` (a number) and ``site`` (a name), and any others.
@@ -44,7 +45,7 @@ def load(data_dir: Path | None = None, progress: bool = True, table: str = "volu
         import nibabel
     except ImportError as error:
         raise MissingExtraError("reading NIfTI volumes", "mri") from error
-    path = (data_dir or Path()) / table
+    path = (data_dir or Path(os.environ.get("FEDSPARSIFY_DATA") or "").expanduser()) / table
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -56,7 +57,13 @@ def load(data_dir: Path | None = None, progress: bool = True, table: str = "volu
     targets = listed.numbers(["target"])[:, 0]
     names = listed.texts("site")
     x: Floats | None = None
+    seen: dict[Path, int] = {}
     for row, name in enumerate(listed.texts("path")):
+        first = seen.setdefault((path.parent / name).resolve(), row)
+        if first != row:  # else one volume could be trained on and tested with
+            raise DataError(
+                f"{listed.line(row)}: {name} is listed before, in {listed.line(first)}: drop one of the lines"
+            )
         volume = _volume(nibabel, path.parent / name, listed.line(row))
         if x is None:  # all memory at once: a list of volumes would need it twice
             x = np.empty((len(listed), 1, *volume.shape), np.float32)

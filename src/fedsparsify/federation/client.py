@@ -75,7 +75,7 @@ class _Local:
         self._data = data
         self._seed, self._round, self._client = seed, round, client
         self._times = 0
-        self.metrics: dict[str, float] = {"loss": 0.0, "seconds": 0.0, "native": 0.0}
+        self.metrics: dict[str, float] = {"seconds": 0.0}
 
     @property
     def epochs(self) -> int:

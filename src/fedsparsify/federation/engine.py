@@ -254,9 +254,10 @@ class _Round:
             usable += 1
             self.alignment.add(update.model)
             self.seconds_train += update.metrics.get("seconds", 0.0)
-            self.train_loss += update.metrics.get("loss", 0.0) * update.num_examples
-            self.examples += update.num_examples
-            self.backends["native" if update.metrics.get("native") else "torch"] += 1
+            if "loss" in update.metrics:  # else the client only gave scores
+                self.train_loss += update.metrics["loss"] * update.num_examples
+                self.examples += update.num_examples
+                self.backends["native" if update.metrics.get("native") else "torch"] += 1
             yield update
             del update  # one at a time
         if usable < min(self._federation.min_clients, len(self.chosen)):  # before training it may be one that is asked

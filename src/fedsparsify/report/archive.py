@@ -33,6 +33,9 @@ PACKED = ".tar.xz"
 MAX_UNPACKED = 512 << 20
 """Bytes of a packed sweep's content; a hundred runs of 200 rounds take about 10 MB."""
 
+MAX_FILES = 30_000
+"""Files in a packed sweep, three a run and the grid."""
+
 MAX_XZ_MEMORY = 128 << 20
 """Bytes that decompression may take; the highest preset needs 65 MB."""
 
@@ -101,7 +104,7 @@ def pack(folder: Path, out: Path) -> Packed:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         # Files of one kind side by side: most of what they hold is the same.
         if (folder / GRID).is_file():
-            _add(archive, GRID, (folder / GRID).read_bytes())
+            _add(archive, GRID, _portable_grid(folder / GRID).encode())
         for file in FILES:
             for run in sweep.runs:
                 if not NAME.fullmatch(f"{run.path.name}/{file}"):
@@ -133,22 +136,25 @@ def _load_directory(path: Path) -> Sweep:
             unfinished.append(printable(folder.name))
         else:
             finished.append(run)
-    return Sweep(path.resolve().name, tuple(finished), tuple(unfinished))
+    return Sweep(printable(path.resolve().name), tuple(finished), tuple(unfinished))
 
 
 def _load_packed(path: Path) -> Sweep:
     texts: dict[str, dict[str, str]] = {}
+    seen: set[str] = set()
     for name, content in _members(path, _decompress(path)):
-        if name == GRID:
-            continue
         match = NAME.fullmatch(name)
-        if not match:
+        if not match and name != GRID:
             raise RunError(f"{path}: {printable(name, 80)!r} is no file of a packed sweep; make it by fedsparsify pack")
-        files = texts.setdefault(match["run"], {})
-        if match["file"] in files:
+        if name in seen:
             raise RunError(f"{path}: {name} is in it twice; make it anew by fedsparsify pack")
+        seen.add(name)
+        if len(seen) > MAX_FILES:
+            raise RunError(f"{path} holds more than {MAX_FILES:,} files; restore it, or make it by fedsparsify pack")
+        if not match:
+            continue
         try:
-            files[match["file"]] = content.decode("utf-8")
+            texts.setdefault(match["run"], {})[match["file"]] = content.decode("utf-8")
         except UnicodeDecodeError:
             raise RunError(f"{path}: {name} is not UTF-8 text; make it anew by fedsparsify pack") from None
     runs = []
@@ -157,7 +163,7 @@ def _load_packed(path: Path) -> Sweep:
             raise RunError(f"{path}: {name} lacks its {' and '.join(missing)}; make it anew by fedsparsify pack")
         runs.append(parse_run(path / name, files["run.json"], files["metrics.jsonl"], files["config.toml"]))
     return Sweep(
-        path.name.removesuffix(PACKED),
+        printable(path.name.removesuffix(PACKED)),
         tuple(run for run in runs if run.last.round >= run.rounds_total),
         tuple(run.path.name for run in runs if run.last.round < run.rounds_total),
     )
@@ -178,6 +184,8 @@ def _decompress(path: Path) -> bytes:
     if not decompressor.eof:
         what = f"holds more than {MAX_UNPACKED:,} bytes" if len(plain) == MAX_UNPACKED else "is cut off"
         raise RunError(f"{path} {what}; restore it, or make it by fedsparsify pack")
+    if decompressor.unused_data:
+        raise RunError(f"{path} goes on after its end; restore it, or make it by fedsparsify pack")
     return plain
 
 
@@ -186,7 +194,7 @@ def _members(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 # A sparse file may claim any size; links and devices have no content of their own.
-                if member.type != tarfile.REGTYPE or member.issparse() or member.size > len(content):
+                if member.type != tarfile.REGTYPE or member.issparse() or not 0 <= member.size <= len(content):
                     name = printable(member.name, 80)
                     raise RunError(f"{path}: {name!r} is no plain file; a packed sweep holds nothing else")
                 file = archive.extractfile(member)
@@ -194,10 +202,15 @@ def _members(path: Path, content: bytes) -> Iterator[tuple[str, bytes]]:
                 data = file.read()
                 if len(data) != member.size:
                     raise RunError(
-                        f"{path} is cut off within {member.name}; restore it, or make it by fedsparsify pack"
+                        f"{path} is cut off within {printable(member.name, 80)}; restore it, or make it by"
+                        " fedsparsify pack"
                     )
                 yield member.name, data
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+            # tarfile takes a header that it cannot read for the end.
+            if content[archive.offset :].strip(b"\0"):
+                raise RunError(f"{path} is damaged after a part of it; restore it, or make it by fedsparsify pack")
+    # RecursionError: a header may extend the next one, which extends the next one, and so on.
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged ({printable(error, 120)}); restore it, or make it by fedsparsify pack"
         ) from None
@@ -210,6 +223,23 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
         archive.addfile(member, io.BytesIO(content))
     except ValueError:  # ustar takes a folder's name of 155 bytes
         raise RunError(f"{name}: the name is too long to be packed: rename the directory") from None
+
+
+def _portable_grid(path: Path) -> str:
+    """Return a grid without the place of the data on the machine's disk, which a block may set too."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is no grid ({printable(error, 120)}); restore it") from None
+    blocks = tables.get("sweep", [])
+    found = False
+    for block in (tables, *(blocks if isinstance(blocks, list) else [])):
+        data = block.get("data") if isinstance(block, dict) else None
+        if isinstance(data, dict) and data.get("dir"):
+            data["dir"] = ""
+            found = True
+    return tomli_w.dumps(tables) if found else text
 
 
 def _portable(run: Run, file: str) -> str:
@@ -226,7 +256,8 @@ def _portable(run: Run, file: str) -> str:
         facts = json.loads(text)
         facts.pop("calibration", None)  # of use to a resume only
         return _dump(facts)
-    return "".join(_dump(_rounded(json.loads(line))) + "\n" for line in text.splitlines())
+    # Not splitlines: that also splits at line separators that JSON allows inside a string.
+    return "".join(_dump(_rounded(json.loads(line))) + "\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:

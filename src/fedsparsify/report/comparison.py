@@ -161,7 +161,8 @@ def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
             99% of the accuracy with which dense FedAvg ends on average (101% of its error), or the best method's.
 
     Raises:
-        RunError: runs measure different things, one lacks a seed, or two are the same run twice.
+        RunError: runs measure different things, one lacks a seed, two are the same run twice, or there can be no such
+            target.
     """
     for run in runs:
         if run.metric != runs[0].metric:
@@ -171,7 +172,10 @@ def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
             )
         if run.seed is None:
             raise RunError(f"{run.path / 'run.json'}: seed is missing; runs are paired by it")
-    flat = {run.path: {k: v for k, v in _flatten(run.config).items() if k not in NO_RESULT} for run in runs}
+    if target is not None and not 0 <= target <= (1 if runs[0].metric == "accuracy" else math.inf):
+        what = "a fraction, such as 0.9" if runs[0].metric == "accuracy" else "an error from 0 on"
+        raise RunError(f"--target = {target:g} must be {what}: these runs measure {runs[0].metric}")
+    flat = {run.path: {k: v for k, v in _settings(run).items() if k not in NO_RESULT} for run in runs}
     titles = _distinctions(runs, flat, lambda run: "", lambda key: key.split(".")[0] in PROBLEM_TABLES)
     options = _distinctions(
         runs,
@@ -226,7 +230,7 @@ def _column(run: Run, flat: Mapping[str, Any]) -> float:
     if run.schedule is None and run.last.sparsity < 0.001:
         return DENSE
     final = flat.get("schedule.final")
-    if isinstance(final, int | float) and not isinstance(final, bool):
+    if isinstance(final, int | float) and not isinstance(final, bool) and 0 <= final <= 1:
         return float(final)
     return run.schedule[-1] if run.schedule else round(run.last.sparsity, 3)
 
@@ -267,13 +271,18 @@ def _shown(value: Any) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value, default=str), 60)
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    """Return a run's settings; its record says what data and network it was of where they do not."""
+    return {"data.name": run.dataset, "model.name": run.model, **_flatten(run.config)}
+
+
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{printable(key, 60)}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[f"{prefix}{printable(key, 60)}"] = value
     return flat
 
 

@@ -55,7 +55,10 @@ def all_comparison_figures(comparison: Comparison) -> list[ProblemFigures]:
         sparse = [column for column in problem.columns if column != DENSE]
         figures.append(
             ProblemFigures(
-                [_score_by_sparsity(problem, keys, index), _rounds_to_target(problem, keys, index)],
+                [
+                    _score_by_sparsity(problem, keys, index),
+                    *([] if math.isnan(problem.target) else [_rounds_to_target(problem, keys, index)]),
+                ],
                 {column_name(c): list(_at_column(problem, keys, index, c)) for c in sparse or [DENSE]},
             )
         )
@@ -219,7 +222,13 @@ def _curve(cell: Cell, key: Key, x: Callable[[Run], Iterator[float]], accuracy: 
 
 
 def _layers(cells: Sequence[Cell], keys: dict[str, Key], place: str, column: float) -> Figure | None:
-    shown = [cell for cell in cells if all(run.last.layers_nonzero for run in cell.runs.values())]
+    # Runs that measure the same may still be of other layers, where another program wrote the records.
+    shown = [
+        cell
+        for cell in cells
+        if all(run.last.layers_nonzero for run in cell.runs.values())
+        and len({run.layers for run in cell.runs.values()}) == 1
+    ]
     shown = [cell for cell in shown if cell.column != DENSE] or shown
     names = list(dict.fromkeys(layer.name for cell in shown for run in cell.runs.values() for layer in run.layers))
     if not shown or not names:

@@ -19,6 +19,9 @@ from fedsparsify.report.tables_text import comparison_csv, runs_csv, to_latex, t
 
 __all__ = ["ComparisonReport", "default_page", "render_comparison", "write_comparison"]
 
+TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")
+"""The text files beside the page."""
+
 
 @dataclass(frozen=True)
 class ComparisonReport:
@@ -41,9 +44,8 @@ class ComparisonReport:
 
 def default_page(sweep: Path) -> Path:
     """Return where the report on a sweep goes: into its directory, or beside a packed file in a folder of its name."""
-    return (
-        sweep.with_name(sweep.name.removesuffix(PACKED)) / "report.html" if sweep.is_file() else sweep / "report.html"
-    )
+    folder = sweep.with_name(sweep.name.removesuffix(PACKED) or "sweep") if sweep.is_file() else sweep
+    return folder / "report.html"
 
 
 def write_comparison(sweep: Path, out: Path, target: float | None = None) -> ComparisonReport:
@@ -55,19 +57,18 @@ def write_comparison(sweep: Path, out: Path, target: float | None = None) -> Com
         target: see :func:`~fedsparsify.report.comparison.compare`.
 
     Raises:
-        RunError: a run cannot be read, runs do not measure the same, or a file cannot be written.
+        RunError: ``out`` has the name of a table, a run cannot be read, runs do not measure the same, or a file cannot
+            be written.
     """
+    if out.name in TABLES:
+        raise RunError(f"{out}: a table is written there; choose another --out for the page, such as report.html")
     found = load_sweep(sweep)
     comparison = compare(found.runs, target)
     tables = all_tables(comparison)
     flat = [table for group in tables for table in group]
-    texts = {
-        out.name: render_comparison(found, comparison, tables),
-        "table.md": to_markdown(flat),
-        "table.tex": to_latex(flat),
-        "table.csv": comparison_csv(comparison),
-        "runs.csv": runs_csv(comparison),
-    }
+    page = render_comparison(found, comparison, tables)
+    others = (to_markdown(flat), to_latex(flat), comparison_csv(comparison), runs_csv(comparison))
+    texts = {out.name: page, **dict(zip(TABLES, others, strict=True))}
     for name, text in texts.items():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +76,7 @@ def write_comparison(sweep: Path, out: Path, target: float | None = None) -> Com
         except OSError as error:
             place = out.parent / name
             raise RunError(f"{place}: the report cannot be written ({error.strerror}); choose another --out") from None
-    others = tuple(out.parent / name for name in list(texts)[1:])
-    return ComparisonReport(out, others, tables, len(found.runs), found.unfinished)
+    return ComparisonReport(out, tuple(out.parent / name for name in TABLES), tables, len(found.runs), found.unfinished)
 
 
 def render_comparison(sweep: Sweep, comparison: Comparison, tables: Sequence[Sequence[TextTable]]) -> str:

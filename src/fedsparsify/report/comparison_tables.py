@@ -156,15 +156,19 @@ def _costs(problem: Problem, id_: str) -> TextTable:
             rounds,
         )
         rows.append((cell.method, tuple(map(Entry, entries))))
-    target = f"{problem.target:.2%}" if problem.metric == "accuracy" else f"{problem.target:.3f}"
+    if math.isnan(problem.target):
+        target = "There is no target, as every method has diverged."
+    else:
+        score = f"{problem.target:.2%}" if problem.metric == "accuracy" else f"{problem.target:.3f}"
+        target = f"The target is {score}, {problem.target_rule}."
     return TextTable(
         id_,
         problem.title,
         "What it costs",
         "Mean ± sample standard deviation over seeds. MB are all messages as encoded, down and up, over all rounds; “of"
         " dense” compares with float32 copies of all parameters for the same participants. Training seconds are summed"
-        " over clients, and depend on the machine and what else it did. The target is"
-        f" {target}{f', {problem.target_rule}' if problem.target_rule else ''}.",
+        " over clients, and depend on the machine and what else it did. "
+        + target,
         (
             "Method",
             "Sparsity",

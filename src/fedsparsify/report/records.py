@@ -23,6 +23,9 @@ __all__ = ["Failure", "Layer", "Partition", "RoundRecord", "Run", "load_run", "p
 Metric = Literal["accuracy", "mae"]
 T = TypeVar("T")
 
+MAX_TABLES = 20
+"""How deep the tables of a configuration may be nested; ours are two deep."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -167,12 +170,7 @@ def parse_run(path: Path, facts_text: str, metrics: str, config_text: str) -> Ru
     facts = _Fields(_parse_json(facts_text, str(path / "run.json")), str(path / "run.json"))
     layers = tuple(_layer(item, facts.place) for item in facts.list("layers"))
     metric, rounds = _parse_rounds(metrics, path / "metrics.jsonl", len(layers))
-    try:
-        config = tomllib.loads(config_text)
-    except tomllib.TOMLDecodeError as error:
-        raise RunError(
-            f"{path / 'config.toml'}: not valid TOML ({error}); restore the file as the run wrote it"
-        ) from None
+    config = _parse_toml(config_text, str(path / "config.toml"))
     schedule = facts.list("schedule")
     return Run(
         path=path,
@@ -275,7 +273,8 @@ def _groups(fields: _Fields) -> dict[str, float]:
 def _layer(item: object, place: str) -> Layer:
     if not (isinstance(item, list) and len(item) == 2 and isinstance(item[1], list)):
         raise RunError(f"{place}: layers must be a list of [name, shape], not {printable(item, 60)}")
-    return Layer(printable(item[0], 80), math.prod(_int(size, f"{place}: layers") for size in item[1]))
+    size = math.prod(_int(size, f"{place}: layers") for size in item[1])
+    return Layer(printable(item[0], 80), _int(size, f"{place}: layers: the size"))
 
 
 def _partition(value: object, place: str) -> Partition | None:
@@ -336,10 +335,27 @@ class _Fields:
         return value
 
 
+def _parse_toml(text: str, place: str) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(text)
+    # ValueError for a number of too many digits, RecursionError for arrays nested too deep.
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{place}: not valid TOML ({printable(error, 120)}); restore the file as the run wrote it"
+        ) from None
+    level: list[Any] = [tables]
+    for _ in range(MAX_TABLES):
+        level = [value for table in level for value in table.values() if isinstance(value, dict)]
+        if not level:
+            return tables
+    raise RunError(f"{place}: tables are nested more than {MAX_TABLES} deep; restore the file as the run wrote it")
+
+
 def _float(value: object, place: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or (isinstance(value, int) and abs(value) > 2**63):
         raise RunError(f"{place} must be a number, not {printable(value, 60)}")
-    return float(value)
+    # Sums of numbers near the largest float fail; nothing measured is so large, but a diverged loss may be infinite.
+    return float(value) if abs(value) < 1e100 else math.nan
 
 
 def _int(value: object, place: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from fedsparsify.report.comparison import DENSE, Comparison, differences, final, last_ten
 from fedsparsify.report.comparison_tables import Entry, TextTable
+from fedsparsify.report.records import printable
 from fedsparsify.report.significance import mean_and_deviation
 
 __all__ = ["comparison_csv", "runs_csv", "to_latex", "to_markdown"]
@@ -18,11 +19,11 @@ def to_markdown(tables: Iterable[TextTable]) -> str:
     """Return tables as Markdown, each under a heading."""
     parts = []
     for table in tables:
-        lines = [f"## {_heading(table)}", "", f"| {' | '.join(map(_in_markdown, table.heads))} |"]
+        lines = [f"## {_in_markdown(_heading(table))}", "", f"| {' | '.join(map(_in_markdown, table.heads))} |"]
         lines.append(f"|---{('|--:' if table.numbers else '|---') * (len(table.heads) - 1)}|")
         for name, entries in table.rows:
             lines.append(f"| {' | '.join([_in_markdown(name), *map(_markdown_entry, entries)])} |")
-        parts.append("\n".join([*lines, "", table.caption, ""]))
+        parts.append("\n".join([*lines, "", _in_markdown(table.caption), ""]))
     return "\n".join(parts)
 
 
@@ -89,7 +90,7 @@ def runs_csv(comparison: Comparison) -> str:
         for cell in problem.cells:
             for seed, run in cell.runs.items():
                 r = cell.rows[seed]
-                row: list[object] = [run.path.name, problem.title, cell.method]
+                row: list[object] = [printable(run.path.name), problem.title, cell.method]
                 row += ["" if cell.column == DENSE else cell.column, seed, r.rounds_done, r.metric]
                 row += [r.final, r.last_ten, r.best, r.sparsity, r.parameters_left, r.parameters]
                 row += [r.megabytes, r.dense_megabytes, r.seconds_train, r.seconds_wall, r.failures]
@@ -127,6 +128,7 @@ def _markdown_entry(entry: Entry) -> str:
 
 _LATEX = {
     **{c: f"\\{c}" for c in "#$%&_{}"},
+    **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would be an option of the row before
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

@@ -1,0 +1,271 @@
+"""A real deployment on loopback: SuperLink and SuperNodes as processes, over TLS, from what ``deploy init`` wrote.
+
+Every SuperNode reaches the SuperLink through a relay of its own, which counts bytes and can be cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+SITES = ("ada", "bob", "cyd")
+# Starting a SuperLink, or a SuperNode until it is registered as connected, on a busy machine.
+PATIENCE = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, ready: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := ready():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what} within {seconds:g} s")
+
+
+class Relay:
+    """Passes TCP connections on, counts what goes through, and can be cut like a cable."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.bytes = 0
+        self._up = True
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._up = False
+        with self._lock:
+            for end in self._open:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._up = True
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                if not self._up:
+                    raise OSError
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self._open |= {near, far}
+            for a, b in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while part := source.recv(1 << 16):
+                with self._lock:
+                    self.bytes += len(part)
+                sink.sendall(part)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+            with self._lock:
+                self._open.discard(end)
+
+
+class Deployment:
+    """Three sites, their processes and logs.
+
+    Attributes:
+        folder: what ``fedsparsify deploy init`` wrote.
+        relays: by site.
+    """
+
+    def __init__(self, base: Path, settings: str) -> None:
+        self.base, self.folder, self.port = base, base / "deployment", free_port()
+        base.mkdir(parents=True, exist_ok=True)
+        (base / "settings.toml").write_text(settings)
+        command = [
+            "deploy",
+            "init",
+            str(self.folder),
+            "--config",
+            str(base / "settings.toml"),
+            "--port",
+            str(self.port),
+        ]
+        for site in SITES:
+            command += ["--site", site]
+        self.own(*command)
+        self.relays = {site: Relay(self.port) for site in SITES}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        bin_ = str(Path(sys.executable).parent)
+        return {
+            **os.environ,
+            "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_HOME": str(self.folder / "admin"),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        }
+
+    def own(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "fedsparsify", *arguments]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=PATIENCE)
+
+    def log(self, name: str) -> str:
+        path = self.base / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self, name: str, command: list[str], cwd: Path, **variables: str) -> subprocess.Popen[bytes]:
+        with open(self.base / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                *(command,),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment | variables,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        return process
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a process and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._processes[name].pid, number)
+
+    def kill(self, name: str) -> None:
+        self.signal(name, signal.SIGKILL)
+        self._processes.pop(name).wait()
+
+    def superlink(self) -> None:
+        self.start("superlink", ["sh", "start.sh"], self.folder / "superlink")
+
+        def answers() -> bool:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return True
+            return False
+
+        wait_for("the SuperLink listens", answers)
+
+    def register(self) -> None:
+        command = ["sh", str(self.folder / "admin" / "register.sh")]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def site(self, name: str, **variables: str) -> None:
+        address = f"127.0.0.1:{self.relays[name].port}"
+        self.start(name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, **variables)
+
+    def up(self) -> None:
+        self.superlink()
+        self.register()
+        for name in SITES:
+            self.site(name)
+        self.wait_for_sites(*SITES)
+
+    def flwr(self, *arguments: str) -> str:
+        command = ["flwr", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
+        return done.stdout
+
+    def nodes(self) -> list[dict[str, Any]]:
+        out = self.flwr("supernode", "list", "--format", "json")
+        with suppress(ValueError, LookupError):
+            return list(json.loads(out[out.index("{") :])["nodes"])
+        return []
+
+    def wait_for_sites(self, *names: str) -> None:
+        def online() -> bool:
+            return set(names) <= {node.get("name") for node in self.nodes() if node.get("status") == "online"}
+
+        wait_for(f"{names} are online", online)
+
+    @contextmanager
+    def run(self, out: str, app: str = "app", **config: str) -> Iterator[Run]:
+        """Start a run; at the end of the block it must have ended."""
+        given = {"out": out, **config}
+        text = " ".join(
+            f'{key}="{value}"' if value not in ("true", "false") else f"{key}={value}" for key, value in given.items()
+        )
+        name = f"run-{out}-{len(list(self.base.glob('run-*')))}"
+        self.start(name, ["flwr", "run", str(self.folder / app), "--run-config", text, "--stream"], self.base)
+        yield Run(self, name, self.folder / "superlink" / out)
+        process = self._processes[name]
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the run has not ended:\n{self.log(name)[-3000:]}") from None
+
+    def close(self) -> None:
+        for name in list(self._processes):
+            self.signal(name, signal.SIGCONT)
+            self.kill(name)
+        for relay in self.relays.values():
+            relay.close()
+
+
+class Run:
+    """A run that goes on."""
+
+    def __init__(self, deployment: Deployment, log: str, path: Path) -> None:
+        self._deployment, self._log, self.path = deployment, log, path
+
+    @property
+    def log(self) -> str:
+        return self._deployment.log(self._log)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def model(self) -> bytes:
+        return (self.path / "model.fsp").read_bytes()
+
+    def wait(self, round: int, seconds: float = 120.0) -> None:
+        """Wait until a round is recorded, and the next one has begun."""
+
+        def recorded() -> bool:
+            return len(self.records) > round
+
+        try:
+            wait_for(f"round {round} is recorded", recorded, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log[-3000:]}") from None
+
+    def finish(self, seconds: float = 240.0) -> None:
+        try:
+            wait_for("the run has a final model", (self.path / "report.html").exists, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log[-3000:]}") from None
