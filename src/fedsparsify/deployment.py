@@ -17,7 +17,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError, FedSparsifyError
 
 if TYPE_CHECKING:
-    from flwr.app import Context
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-
     from .config import Settings
-    from .federation.flower import FlowerTransport, Task
+    from .federation.flower import FlowerTransport, Node, Task
     from .layout import ParameterLayout
     from .sparse import Calibration
 
@@ -40,11 +36,14 @@ __all__ = ["client_app", "server_app"]
 _IDLE = 6 * 3600.0
 
 
-def client_app(file: str) -> ClientApp:
+def client_app(file: str) -> Any:
     """Return the ClientApp of the app whose settings lie beside ``file``.
 
     A SuperNode's ``--node-config`` may say ``data-dir`` (folder with the site's data, instead of the settings'
     ``data.dir``) and ``threads`` (of torch; 1 if not given, and more of them may change the last bits of a result).
+
+    Returns:
+        A ``flwr.clientapp.ClientApp``.
 
     Raises:
         MissingExtraError: Flower is not installed.
@@ -54,18 +53,18 @@ def client_app(file: str) -> ClientApp:
 
     folder = Path(file).resolve().parent
 
-    def answer(task: Task, broadcast: bytes, context: Context) -> bytes:
+    def answer(task: Task, broadcast: bytes, node: Node) -> bytes:
         site = {
             "folder": str(folder),
-            "settings": _text(context.run_config, "settings", "settings.toml"),
-            "set": _overrides(context.run_config),
-            "data-dir": str(context.node_config.get("data-dir", "")),
-            "threads": context.node_config.get("threads", 1),
+            "settings": _text(node.run_config, "settings", "settings.toml"),
+            "set": _overrides(node.run_config),
+            "data-dir": str(node.node_config.get("data-dir", "")),
+            "threads": node.node_config.get("threads", 1),
             # Flower starts this process from one that lives as long as the SuperNode.
             "watched": os.getppid(),
             "idle": _IDLE,
         }
-        home = place(f"{os.getppid()} {context.node_id}")
+        home = place(f"{os.getppid()} {node.id}")
         command = [sys.executable, "-m", "fedsparsify.site_worker", str(home), json.dumps(site)]
         reply = ask(home, command, json.dumps(asdict(task)).encode() + b"\n" + broadcast)
         if reply[:1] != b"\x00":
@@ -75,12 +74,15 @@ def client_app(file: str) -> ClientApp:
     return make_client_app(answer)
 
 
-def server_app(file: str) -> ServerApp:
+def server_app(file: str) -> Any:
     """Return the ServerApp of the app whose settings lie beside ``file``.
 
     The app's configuration (``flwr run --run-config``) has ``settings`` (a TOML file of the app), ``set`` (replaced
     settings, ``'train.lr=0.1 run.rounds=5'``), ``out`` (the run directory; a new one below ``runs/`` if empty) and
     ``resume`` (go on with the run in ``out``). Folders are relative to where the SuperLink was started.
+
+    Returns:
+        A ``flwr.serverapp.ServerApp``.
 
     Raises:
         MissingExtraError: Flower is not installed.
@@ -88,10 +90,10 @@ def server_app(file: str) -> ServerApp:
     from .federation.flower import make_server_app
 
     folder = Path(file).resolve().parent
-    return make_server_app(lambda grid, config: _serve(folder, grid, config))
+    return make_server_app(lambda connect, config: _serve(folder, connect, config))
 
 
-def _serve(folder: Path, grid: Grid, config: Mapping[str, Any]) -> None:
+def _serve(folder: Path, connect: Callable[..., FlowerTransport], config: Mapping[str, Any]) -> None:
     """Carry out a run, or go on with one."""
     from rich.console import Console
 
@@ -113,13 +115,18 @@ def _serve(folder: Path, grid: Grid, config: Mapping[str, Any]) -> None:
     path = out or runs.default_directory(settings.run.name)
     console.print(f"Run directory: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
 
-    def connect(layout: ParameterLayout, calibration: Calibration | None) -> FlowerTransport:
-        return _transport(grid, settings, layout, calibration)
+    def transport(layout: ParameterLayout, calibration: Calibration | None) -> FlowerTransport:
+        return connect(
+            clients=settings.federation.clients,
+            **settings.deployment.model_dump(),
+            largest=_largest(layout),
+            calibration="" if calibration is None else json.dumps(asdict(calibration)),
+        )
 
     display = ProgressDisplay(settings.run.rounds, console)
     begin = runs.go_on if again and (path / "config.toml").exists() else runs.start
     try:
-        begin(prepared, path, [display], connect)
+        begin(prepared, path, [display], transport)
     except FedSparsifyError as error:
         going_on = ""
         if (path / "config.toml").exists():
@@ -128,23 +135,6 @@ def _serve(folder: Path, grid: Grid, config: Mapping[str, Any]) -> None:
         raise
     page = write_report([path], path / "report.html")
     console.print(f"Report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _transport(
-    grid: Grid, settings: Settings, layout: ParameterLayout, calibration: Calibration | None
-) -> FlowerTransport:
-    from .federation.flower import FlowerTransport
-
-    d = settings.deployment
-    return FlowerTransport(
-        grid,
-        clients=settings.federation.clients,
-        sites=d.sites,
-        deadline=d.deadline,
-        patience=d.patience,
-        largest=_largest(layout),
-        calibration="" if calibration is None else json.dumps(asdict(calibration)),
-    )
 
 
 def _largest(layout: ParameterLayout) -> int:

@@ -22,7 +22,8 @@ from fedsparsify.algorithms import Method
 from fedsparsify.algorithms.fedavg import fedavg
 from fedsparsify.errors import ArgumentError, TooFewClientsError
 from fedsparsify.federation import Client, Federation, Reply, Site
-from fedsparsify.federation.flower import FlowerTransport, Task, clean, make_client_app
+from fedsparsify.federation.flower import FlowerTransport, Node, Task, make_client_app
+from fedsparsify.federation.flower.records import clean
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import ModelState, ServerState
 from fedsparsify.tune import Tuned
@@ -85,13 +86,13 @@ def honest(method: Method, site: Site | None = None) -> Answer:
     """A SuperNode that runs the app, with a state of its own or a given one."""
     site = site or Site(lambda k: Client(k, [0] * (10 + k), method, Stepping(), seed=1))  # type: ignore[arg-type]
 
-    def answer(task: Task, broadcast: bytes, context: Context) -> bytes:
+    def answer(task: Task, broadcast: bytes, node: Node) -> bytes:
         return site.answer(task.client, task.round, broadcast)
 
     return in_app(answer)
 
 
-def in_app(answer: Callable[[Task, bytes, Context], bytes]) -> Answer:
+def in_app(answer: Callable[[Task, bytes, Node], bytes]) -> Answer:
     app = make_client_app(answer)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     return lambda message: app(message, context)
@@ -192,10 +193,10 @@ def test_a_node_that_answers_badly_is_named_and_left_out(name: str) -> None:
 
 
 def test_a_client_that_raises_tells_only_what_was_raised_on_purpose() -> None:
-    def on_purpose(task: Task, broadcast: bytes, context: Context) -> bytes:
+    def on_purpose(task: Task, broadcast: bytes, node: Node) -> bytes:
         raise ArgumentError(f"client {task.client} has no example")
 
-    def by_accident(task: Task, broadcast: bytes, context: Context) -> bytes:
+    def by_accident(task: Task, broadcast: bytes, node: Node) -> bytes:
         raise ValueError("patient 17")
 
     log = Log()

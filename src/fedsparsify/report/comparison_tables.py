@@ -167,8 +167,7 @@ def _costs(problem: Problem, id_: str) -> TextTable:
         "What it costs",
         "Mean ± sample standard deviation over seeds. MB are all messages as encoded, down and up, over all rounds; “of"
         " dense” compares with float32 copies of all parameters for the same participants. Training seconds are summed"
-        " over clients, and depend on the machine and what else it did. "
-        + target,
+        " over clients, and depend on the machine and what else it did. " + target,
         (
             "Method",
             "Sparsity",

@@ -1,56 +1,26 @@
-"""Flower: the transport over a SuperLink, and the apps at its two ends. Nothing else of this package imports flwr.
+"""The transport over a SuperLink.
 
 A model travels as one opaque array of bytes, encoded and judged as in the simulator; beside it go the client's index
 and the round. Whatever a SuperNode answers is data until the engine has decoded it: sizes are checked here before that,
 and texts are cut and cleaned before they reach a record or a log.
-
-Written against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp).
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import FedSparsifyError, MissingExtraError
-from ..state import Floats
-from .transport import Reply
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
-try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-except ImportError as error:
-    raise MissingExtraError("A Flower deployment", "flower") from error
+from ...state import Floats
+from ..transport import Reply
+from .records import FAILURE, MODEL, PAYLOAD, STYPE, TASK, clean, opaque
 
-__all__ = ["FlowerTransport", "Task", "make_client_app", "make_server_app"]
-
-log = logging.getLogger("flwr")
-
-_STYPE = "fedsparsify.message"
-_MODEL, _TASK, _FAILURE, _PAYLOAD = "model", "task", "failure", "payload"
+__all__ = ["FlowerTransport"]
 
 # Replies that are in this process at once, at most; the others wait at the SuperLink.
 _WINDOW = 8
-_LONGEST_REASON = 300
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a client is told beside the broadcast.
-
-    Attributes:
-        client: its index.
-        round: the round that it is to train in.
-        calibration: by which figures all clients choose between kernels, as JSON; empty for its own.
-    """
-
-    client: int
-    round: int
-    calibration: str
 
 
 class FlowerTransport:
@@ -64,7 +34,7 @@ class FlowerTransport:
         deadline: seconds that a round's clients have to answer.
         patience: seconds that a round waits for SuperNodes that are not connected.
         largest: bytes of the largest reply that is read.
-        calibration: see :class:`Task`.
+        calibration: see :class:`.records.Task`.
         pause: seconds between two looks for replies.
     """
 
@@ -98,9 +68,9 @@ class FlowerTransport:
         for k, node in sorted(nodes.items()):
             payload = broadcasts[k]
             # One record for all that are sent the same: Flower then sends it to the SuperLink once.
-            model = same.setdefault(payload, ArrayRecord({_PAYLOAD: _array(payload)}))
+            model = same.setdefault(payload, opaque(payload))
             task = ConfigRecord({"client": k, "round": round, "calibration": self._calibration})
-            content = RecordDict({_MODEL: model, _TASK: task})
+            content = RecordDict({MODEL: model, TASK: task})
             messages.append(Message(content, node, "train", ttl=self._deadline, group_id=str(round)))
         sent = self._grid.push_messages(messages) if messages else []
         waiting = dict(zip(sent, sorted(nodes), strict=False))
@@ -175,71 +145,13 @@ class FlowerTransport:
         """Take a reply apart without trusting any of it."""
         if message.has_error():
             return Reply(client, None, clean(f"its SuperNode failed: {message.error.reason}"))
-        failure = message.content.config_records.get(_FAILURE)
+        failure = message.content.config_records.get(FAILURE)
         if failure is not None:
             return Reply(client, None, clean(str(failure.get("reason", "it failed and gave no reason"))))
-        record = message.content.array_records.get(_MODEL)
-        if record is None or list(record) != [_PAYLOAD] or record[_PAYLOAD].stype != _STYPE:
+        record = message.content.array_records.get(MODEL)
+        if record is None or list(record) != [PAYLOAD] or record[PAYLOAD].stype != STYPE:
             return Reply(client, None, "its reply holds no message of FedSparsify's")
-        payload = record[_PAYLOAD].data
+        payload = record[PAYLOAD].data
         if len(payload) > self._largest:
             return Reply(client, None, f"its reply has {len(payload)} bytes, and at most {self._largest} can be right")
         return Reply(client, payload)
-
-
-def make_server_app(serve: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
-    """Return a ServerApp.
-
-    Args:
-        serve: carries out a run, given Flower's grid and the app's configuration.
-    """
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        serve(grid, context.run_config)
-
-    return app
-
-
-def make_client_app(answer: Callable[[Task, bytes, Context], bytes]) -> ClientApp:
-    """Return a ClientApp.
-
-    Args:
-        answer: trains on a broadcast, given the task, the broadcast and what Flower knows of run and node. What it
-            raises on purpose (FedSparsifyError) is told to the server in its words, anything else by its type only:
-            texts of other errors may hold what must not leave the site.
-    """
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        try:
-            task: Any = message.content.config_records[_TASK]
-            broadcast = message.content.array_records[_MODEL][_PAYLOAD].data
-            update = answer(Task(task["client"], task["round"], task["calibration"]), broadcast, context)
-            content = RecordDict({_MODEL: ArrayRecord({_PAYLOAD: _array(update)})})
-        except FedSparsifyError as error:
-            log.error("%s", error)
-            content = RecordDict({_FAILURE: ConfigRecord({"reason": str(error)})})
-        except Exception as error:
-            log.exception("The client failed")
-            reason = f"{type(error).__name__}: the log of its SuperNode says more"
-            content = RecordDict({_FAILURE: ConfigRecord({"reason": reason})})
-        return Message(content, reply_to=message)
-
-    return app
-
-
-def clean(text: str) -> str:
-    r"""Return a peer's text as one line without control characters, cut to a few hundred.
-
-    >>> clean("two\nlines\x1b[31m")
-    'two lines [31m'
-    """
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * _LONGEST_REASON])
-    return " ".join(printable.split())[:_LONGEST_REASON]
-
-
-def _array(payload: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)

@@ -1,0 +1,38 @@
+"""Flower: the transport over a SuperLink, and the apps at its ends. No other folder may import flwr.
+
+``transport.py`` carries the engine's messages, ``apps.py`` is what SuperLink and SuperNodes start, ``records.py`` names
+what lies where in a message. Written against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp).
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MissingExtraError
+
+if find_spec("flwr") is None:
+    raise MissingExtraError("A Flower federation", "flower")
+
+if TYPE_CHECKING:
+    from .apps import make_client_app, make_server_app
+    from .records import Node, Task
+    from .transport import FlowerTransport
+
+__all__ = ["FlowerTransport", "Node", "Task", "make_client_app", "make_server_app"]
+
+_HOME = {
+    "FlowerTransport": "transport",
+    "Node": "records",
+    "Task": "records",
+    "make_client_app": "apps",
+    "make_server_app": "apps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: each of Flower's many processes needs one of them.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
