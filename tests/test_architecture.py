@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": BASE | {"config", "sweep_grid"},
     "sweep_display": BASE | {"progress", "sweep"},
     "sweep_cli": BASE | {"config", "experiment", "sweep", "sweep_display", "sweep_grid", "terminal"},
-    "cli": CONFIG | {"config", "experiment", "progress", "report", "runs", "sweep_cli", "terminal"},
+    "deploy": {"config", "errors"},
+    "deploy_cli": {"config", "deploy", "errors", "terminal"},
+    "cli": CONFIG | {"config", "deploy_cli", "experiment", "progress", "report", "runs", "sweep_cli", "terminal"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "report", "runs"},
 }

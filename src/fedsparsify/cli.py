@@ -1,4 +1,4 @@
-"""The command line: ``fedsparsify run | resume | sweep | report | pack | partition | inspect``.
+"""The command line: ``fedsparsify run | resume | sweep | deploy | report | pack | partition | inspect``.
 
 A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
 """
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import Settings, load_settings
+from .deploy_cli import deploy
 from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError, WireError
 from .sweep_cli import sweep
 from .terminal import PLAIN, new_console, own_command, terminable
@@ -106,6 +107,7 @@ def resume(
 
 
 app.command()(sweep)
+app.add_typer(deploy, name="deploy")
 
 
 @app.command()

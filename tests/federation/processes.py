@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ class Deployment:
         for site in SITES:
             command += ["--site", site]
         self.own(*command)
+        for site in SITES:
+            conf = self.folder / "sites" / site / "site.conf"
+            conf.write_text(re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", conf.read_text()))
         self.relays = {site: Relay(self.port) for site in SITES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -132,8 +136,7 @@ class Deployment:
             "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_HOME": str(self.folder / "admin"),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
 
     def own(self, *arguments: str) -> None:
@@ -144,10 +147,10 @@ class Deployment:
         path = self.base / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def start(self, name: str, command: list[str], cwd: Path, **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: list[str], cwd: Path, **variables: str) -> None:
         with open(self.base / f"{name}.log", "ab") as log:
-            process = subprocess.Popen(
-                *(command,),
+            self._processes[name] = subprocess.Popen(
+                command,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -155,8 +158,6 @@ class Deployment:
                 env=self.environment | variables,
                 start_new_session=True,
             )
-        self._processes[name] = process
-        return process
 
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a process and all that it started."""
@@ -191,11 +192,17 @@ class Deployment:
         self.register()
         for name in SITES:
             self.site(name)
-        self.wait_for_sites(*SITES)
+        self.wait_for_sites()
 
     def flwr(self, *arguments: str) -> str:
-        command = ["flwr", *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
+        command = ["sh", str(self.folder / "admin" / "flwr.sh"), *arguments]
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         return done.stdout
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -204,27 +211,23 @@ class Deployment:
             return list(json.loads(out[out.index("{") :])["nodes"])
         return []
 
-    def wait_for_sites(self, *names: str) -> None:
+    def wait_for_sites(self, count: int = len(SITES)) -> None:
         def online() -> bool:
-            return set(names) <= {node.get("name") for node in self.nodes() if node.get("status") == "online"}
+            return [node.get("status") for node in self.nodes()].count("online") == count
 
-        wait_for(f"{names} are online", online)
+        wait_for(f"{count} SuperNodes are online", online)
 
-    @contextmanager
-    def run(self, out: str, app: str = "app", **config: str) -> Iterator[Run]:
-        """Start a run; at the end of the block it must have ended."""
+    def run(self, out: str, app: str = "app", **config: str) -> Run:
+        """Start a run into a directory of the SuperLink's; ``resume="true"`` goes on with it."""
         given = {"out": out, **config}
-        text = " ".join(
-            f'{key}="{value}"' if value not in ("true", "false") else f"{key}={value}" for key, value in given.items()
+        texts = [f"{key}={value}" if value == "true" else f'{key}="{value}"' for key, value in given.items()]
+        name = f"run-{Path(out).name}-{len(list(self.base.glob('run-*')))}"
+        self.start(
+            name,
+            ["sh", "flwr.sh", "run", str(self.folder / app), "--run-config", " ".join(texts), "--stream"],
+            self.folder / "admin",
         )
-        name = f"run-{out}-{len(list(self.base.glob('run-*')))}"
-        self.start(name, ["flwr", "run", str(self.folder / app), "--run-config", text, "--stream"], self.base)
-        yield Run(self, name, self.folder / "superlink" / out)
-        process = self._processes[name]
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the run has not ended:\n{self.log(name)[-3000:]}") from None
+        return Run(self, name, self.folder / "superlink" / out)
 
     def close(self) -> None:
         for name in list(self._processes):
@@ -253,19 +256,20 @@ class Run:
     def model(self) -> bytes:
         return (self.path / "model.fsp").read_bytes()
 
-    def wait(self, round: int, seconds: float = 120.0) -> None:
-        """Wait until a round is recorded, and the next one has begun."""
-
-        def recorded() -> bool:
-            return len(self.records) > round
-
-        try:
-            wait_for(f"round {round} is recorded", recorded, seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}:\n{self.log[-3000:]}") from None
+    def wait(self, round: int, seconds: float = 150.0) -> None:
+        """Wait until a round is recorded; the next one then begins."""
+        self._wait(f"round {round} is recorded", lambda: len(self.records) > round, seconds)
 
     def finish(self, seconds: float = 240.0) -> None:
+        """Wait for the final model and the report."""
+        self._wait("there is a report", (self.path / "report.html").exists, seconds)
+
+    def fail(self, words: str, seconds: float = 150.0) -> None:
+        """Wait until the log says so."""
+        self._wait(f"the log says {words!r}", lambda: words in self.log, seconds)
+
+    def _wait(self, what: str, ready: Callable[[], Any], seconds: float) -> None:
         try:
-            wait_for("the run has a final model", (self.path / "report.html").exists, seconds)
+            wait_for(what, ready, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}:\n{self.log[-3000:]}") from None

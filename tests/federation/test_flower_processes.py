@@ -1,0 +1,329 @@
+"""A real SuperLink and three SuperNodes, as processes on loopback over TLS: the simulator's model, whatever happens.
+
+Every test asserts the record and the final model. The model that is expected comes from the simulator, where a client
+that must be missing in a round is taken out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")  # the extra "flower"
+
+from fedsparsify import runs
+from fedsparsify.config import load_settings
+from fedsparsify.experiment import prepare
+from fedsparsify.federation import Reply, Simulator
+from tests.federation.processes import SITES, Deployment, wait_for
+
+pytestmark = pytest.mark.slow
+
+DIGITS = """
+[data]
+name = "digits"
+
+[partition]
+kind = "classes"
+classes_per_client = 4
+
+[federation]
+clients = 3
+min_clients = 2
+
+[model]
+name = "2-fc"
+inputs = 64
+
+[method]
+name = "fedsparsify-local"
+
+[schedule]
+final = 0.9
+
+[train]
+lr = 0.1
+epochs = 1
+
+[run]
+rounds = 4
+
+[deployment]
+patience = 60.0
+deadline = 120.0
+"""
+FASHION = (
+    DIGITS.replace("digits", "fashion-mnist")
+    .replace("inputs = 64", "inputs = 784")
+    .replace("-local", "-global")
+    .replace("rounds = 4", "rounds = 5")
+)
+
+Missing = Mapping[int, set[int]]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("flower"), DIGITS)
+    (made.folder / "app" / "fashion.toml").write_text(
+        FASHION + f"sites = [{', '.join(repr(site) for site in SITES)}]\n"
+    )
+    try:
+        made.up()
+        yield made
+    finally:
+        made.close()
+
+
+class Without(Simulator):
+    """Loses replies: round -> clients."""
+
+    missing: Missing
+
+    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+        for reply in super().exchange(round, broadcasts):
+            lost = reply.client in self.missing.get(round, ())
+            yield Reply(reply.client, None, "lost") if lost else reply
+
+
+def simulated(
+    settings: Path, out: Path, monkeypatch: pytest.MonkeyPatch, missing: Missing | None = None, *overrides: str
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return the final model and the records of the same run in this process."""
+    monkeypatch.setattr(runs, "Simulator", type("_", (Without,), {"missing": missing or {}}))
+    records: list[dict[str, Any]] = []
+
+    class Keep:
+        def client_done(self, round: int, done: int, total: int) -> None: ...
+        def round_done(self, state: object, record: dict[str, Any]) -> None:
+            records.append(record)
+
+    path = runs.start(prepare(load_settings(settings, overrides), "here"), out, [Keep()])
+    return (path / "model.fsp").read_bytes(), records
+
+
+def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in r.items() if not key.startswith("seconds")} for r in records]
+
+
+def failures(records: list[dict[str, Any]]) -> dict[int, list[int]]:
+    """Return round -> the clients that were left out, where there are any."""
+    return {r["round"]: [f["client"] for f in r["failures"]] for r in records if r["failures"]}
+
+
+def reasons(records: list[dict[str, Any]], client: int) -> dict[int, str]:
+    return {r["round"]: f["reason"] for r in records for f in r["failures"] if f["client"] == client}
+
+
+def test_five_rounds_of_fashion_mnist_give_the_simulators_model_and_records_bit_for_bit(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sum(relay.bytes for relay in deployment.relays.values())
+    run = deployment.run("five", settings="fashion.toml")
+    run.finish()
+    on_the_wire = sum(relay.bytes for relay in deployment.relays.values()) - before
+    model, records = simulated(deployment.folder / "app" / "fashion.toml", tmp_path / "run", monkeypatch)
+    assert run.model == model
+    assert without_time(run.records) == without_time(records)
+    assert failures(run.records) == {}
+    payload = sum(record["bytes_up"] + record["bytes_down"] for record in records)
+    assert payload < on_the_wire < 1.1 * payload
+
+
+RUBBISH = '''
+from fedsparsify import deployment
+from flwr.app import ArrayRecord, Array, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+server = deployment.server_app(__file__)
+honest = deployment.client_app(__file__)
+client = ClientApp()
+
+
+def rubbish(round, broadcast):
+    """What client 2 sends in rounds 1 to 4: garbage, NaN, another network's update, an old round's."""
+    import numpy as np
+    from fedsparsify import models
+    from fedsparsify.layout import ParameterLayout
+    from fedsparsify.state import ModelState
+    from fedsparsify.wire import Kind, Message, decode, encode
+
+    layout = ParameterLayout.of(models.build("2-fc", 1, inputs=64))
+    if round == 1:
+        return b"garbage"
+    # What comes after a bad update is no longer coded against anything.
+    m = decode(broadcast, layout, expected=Kind.BROADCAST).model
+    if round == 2:
+        return encode(Message(Kind.UPDATE, 2, ModelState(m.w + np.float32("nan"), m.mask, m.buffers), 2, 9), layout)
+    if round == 3:
+        other = ParameterLayout.of(models.build("2-fc", 1, inputs=65))
+        w = np.zeros(other.n, np.float32)
+        return encode(Message(Kind.UPDATE, 3, ModelState(w, w == 0, m.buffers), 2, 9), other)
+    return encode(Message(Kind.UPDATE, 1, m, 2, 9), layout)
+
+
+@client.train()
+def train(message, context):
+    task = message.content["task"]
+    if task["client"] != 2 or task["round"] > 4:
+        return honest(message, context)
+    data = rubbish(task["round"], message.content["model"]["payload"].data)
+    array = Array(dtype="uint8", shape=(len(data),), stype="fedsparsify.message", data=data)
+    return Message(RecordDict({"model": ArrayRecord({"payload": array})}), reply_to=message)
+'''
+
+
+def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(deployment.folder / "app", deployment.folder / "rubbish")
+    (deployment.folder / "rubbish" / "federation_app.py").write_text(RUBBISH)
+    run = deployment.run("rubbish", app="rubbish", set="run.rounds=5")
+    run.finish()
+    told = reasons(run.records, 2)
+    assert "7 bytes are fewer" in told[1]
+    assert "not finite" in told[2]
+    assert "layout" in told[3] or "network" in told[3]
+    assert "the update is of round 1, but this is round 4" in told[4]
+    missing = {t: {2} for t in range(1, 5)}
+    assert failures(run.records) == {t: [2] for t in missing}
+    settings = deployment.folder / "app" / "settings.toml"
+    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing, "run.rounds=5")
+    assert run.model == model
+
+
+def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = "run.rounds=5 deployment.deadline=20"
+    run = deployment.run("faults", set=given)
+    run.wait(round=1)
+    deployment.kill("cyd")  # in round 2; all that it held is lost
+    run.wait(round=2)
+    deployment.site("cyd")
+    run.wait(round=3)
+    deployment.signal("bob", signal.SIGSTOP)  # in round 4
+    run.wait(round=4)
+    deployment.signal("bob", signal.SIGCONT)
+    run.finish()
+    late = "it did not answer within 20 s (deployment.deadline)"
+    assert reasons(run.records, 2) == {2: late}
+    assert reasons(run.records, 1) == {4: late}
+    assert failures(run.records) == {2: [2], 4: [1]}
+    settings = deployment.folder / "app" / "settings.toml"
+    model, _ = simulated(settings, tmp_path / "run", monkeypatch, {2: {2}, 4: {1}}, *given.split())
+    assert run.model == model
+
+
+def test_a_network_that_is_cut_and_mended_costs_time_only(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = deployment.run("cut")
+    run.wait(round=1)
+    deployment.relays["bob"].cut()
+    time.sleep(10)
+    assert len(run.records) < 4  # it waits for bob
+    deployment.relays["bob"].mend()
+    run.finish()
+    assert failures(run.records) == {}
+    model, _ = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch)
+    assert run.model == model
+
+
+def test_a_server_that_is_killed_goes_on_bit_for_bit_after_its_restart(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = deployment.run("killed")
+    killed.wait(round=2)
+    deployment.kill("superlink")
+    kept = len(killed.records)
+    assert 3 <= kept < 5
+    deployment.superlink()
+    deployment.wait_for_sites()
+    run = deployment.run("killed", resume="true")
+    run.finish()
+    assert failures(run.records) == {}
+    model, records = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch)
+    assert run.model == model
+    assert [r["accuracy"] for r in run.records] == [r["accuracy"] for r in records]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can be mounted by root only")
+def test_a_full_disk_stops_the_run_with_the_command_that_goes_on(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        run = deployment.run(str(disk / "run"))
+        run.wait(round=1)
+        with open(disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(bytes(4096))
+        run.fail("go on with: flwr run")
+        assert "No space left on device" in run.log
+        kept = len(run.records)
+        assert kept >= 2
+        (disk / "filler").unlink()
+        run = deployment.run(str(disk / "run"), resume="true")
+        run.finish()
+        assert failures(run.records) == {}
+        model, _ = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch)
+        assert run.model == model
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def supernode(deployment: Deployment, name: str, *arguments: str) -> str:
+    """Start a SuperNode with arguments of one's own and return what it says until it ends, or for ten seconds."""
+    command = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", f"127.0.0.1:{deployment.port}"]
+    deployment.start(name, [*command, "--max-retries", "1", *arguments], deployment.base)
+    words = ("not registered", "UNAUTHENTICATED", "CERTIFICATE_VERIFY_FAILED", "Unauthorized", "401", "403")
+    with suppress(AssertionError):
+        wait_for("it is refused", lambda: any(word in deployment.log(name) for word in words), 30)
+    deployment.kill(name)
+    return deployment.log(name)
+
+
+def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_refused(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"
+    (tmp_path / "settings.toml").write_text(DIGITS)
+    deployment.own("deploy", "init", str(others), "--config", str(tmp_path / "settings.toml"), "--site", "eve")
+    key = str(others / "sites" / "eve" / "node.key")
+    right, wrong = str(deployment.folder / "sites" / "ada" / "ca.pem"), str(others / "sites" / "eve" / "ca.pem")
+    port = ("--port", str(9500 + os.getpid() % 400))
+    unregistered = supernode(
+        deployment, "eve", "--root-certificates", right, "--auth-supernode-private-key", key, *port
+    )
+    assert "Sent successfully" not in unregistered
+    supernode(deployment, "mallory", "--root-certificates", wrong, "--auth-supernode-private-key", key, *port)
+    supernode(deployment, "plain", "--insecure", *port)
+    assert sum(node["status"] == "online" for node in deployment.nodes()) == len(SITES)
+    for name in ("eve", "mallory", "plain"):
+        assert "SuperNode ID" not in deployment.log(name), deployment.log(name)
+
+
+def test_no_log_and_no_run_directory_holds_a_secret(deployment: Deployment) -> None:
+    keys = list(deployment.folder.rglob("*.key"))
+    assert len(keys) >= 2 + len(SITES)
+    secrets = [line for key in keys for line in key.read_text().splitlines() if not line.startswith("-")]
+    places = [*deployment.base.glob("*.log"), *(deployment.folder / "superlink").rglob("*.*")]
+    kept = {"server.key", *(key.name for key in keys)}
+    texts = {path: path.read_bytes() for path in places if path.is_file() and path.name not in kept}
+    assert any(path.name == "metrics.jsonl" for path in texts)
+    for path, text in texts.items():
+        assert not any(secret.encode() in text for secret in secrets), path
