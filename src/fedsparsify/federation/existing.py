@@ -327,7 +327,7 @@ def _without(pruned: Tensor) -> Callable[[Tensor], Tensor]:
             return gradient.masked_fill(pruned, 0)
         rows = gradient.coalesce()  # of an embedding
         values = rows.values().masked_fill(pruned[tuple(rows.indices())], 0)
-        return torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True)
+        return torch.sparse_coo_tensor(rows.indices(), values, rows.shape, is_coalesced=True, check_invariants=False)
 
     return hook
 
