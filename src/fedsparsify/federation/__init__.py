@@ -2,7 +2,8 @@
 
 ``engine.py`` is the loop; ``transport.py`` the protocol between it and the clients; ``simulator.py`` the transport
 inside one machine; ``client.py`` what a client does with a message; ``links.py`` what the server knows that clients
-hold. Methods and mathematics live elsewhere.
+hold; ``existing.py`` and ``flower.py`` both ends for a Flower project with a loop and training of its own. Methods and
+mathematics live elsewhere.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ messages are those of :mod:`fedsparsify.wire`.
 from __future__ import annotations
 
 import copy
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from .. import algorithms
 from ..algorithms import Method
-from ..errors import ArgumentError, WireError
+from ..errors import ArgumentError, TooFewClientsError, WireError
 from ..layout import ParameterLayout
 from ..merge import MERGE_RULES
 from ..plugins import nearest
 from ..purge import CRITERIA, SCOPES, make_purge
+from ..randomness import derive
 from ..schedules import Schedule
 from ..state import Floats, Mask, ModelState, ServerState
 from ..wire import Kind, Message, Reference, decode, encode
@@ -33,10 +35,22 @@ from .engine import Round
 from .links import Links
 from .transport import Reply
 
-__all__ = ["METHODS", "Guard", "LocalRound", "Orders", "SparseServer", "frozen_checksum", "largest_message"]
+__all__ = [
+    "METHODS",
+    "Guard",
+    "LocalRound",
+    "Orders",
+    "SparseServer",
+    "choose_nodes",
+    "clean",
+    "frozen_checksum",
+    "largest_message",
+]
 
 METHODS = ("fedsparsify-global", "fedsparsify-local")
 """Methods that ask nothing of a client but to train: whoever owns the training loop can run them."""
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ class SparseServer:
         state: the merged model and the last finished round.
         layout: the network's layout.
         method: the federated method.
+        failures: (client, why it was left out) of the round that was closed last.
 
     Raises:
         ArgumentError: an option is unknown, or the initial model cannot be trained.
@@ -151,6 +166,7 @@ class SparseServer:
         if not (np.isfinite(w).all() and np.isfinite(buffers).all()):
             raise ArgumentError("the initial model holds NaN or infinite values: nothing can be trained from it")
         self.state = ServerState(0, ModelState(w, np.ones(w.shape, np.bool_), buffers))
+        self.failures: list[tuple[int, str]] = []
         self._round: Round | None = None
 
     def open(self, clients: int) -> bytes:
@@ -173,16 +189,23 @@ class SparseServer:
             replies: one for each client, in ascending order.
 
         Returns:
-            What was counted, and the failures: (client, why it was left out).
+            What was counted.
 
         Raises:
             TooFewClientsError: fewer than ``min_clients`` could be used; the state is as before.
         """
         finished, self._round = self._round, None
         assert finished is not None  # a loop closes what it has opened
-        given = list(replies)
+        given, self.failures = list(replies), finished.failures
         finished.bytes_up = sum(len(reply.payload or b"") for reply in given)
-        self.state = self.method.server_update(self.state, finished.usable_updates(given), finished.t)
+        try:
+            self.state = self.method.server_update(self.state, finished.usable_updates(given), finished.t)
+        except TooFewClientsError as error:
+            reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
+            raise TooFewClientsError(
+                f"round {finished.t}: {len(given) - len(self.failures)} of {len(given)} clients returned a usable"
+                f" update, but {self.min_clients} are needed ({reasons}): mend the clients, or lower the minimum"
+            ) from error
         return finished
 
     def evaluation(self) -> bytes:
@@ -314,6 +337,59 @@ def frozen_checksum(module: nn.Module) -> int:
             flat = p.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
             crc = zlib.crc32(flat.numpy().tobytes(), zlib.crc32(name.encode(), crc))
     return crc
+
+
+def choose_nodes(
+    connected: Callable[[], Iterable[int]],
+    *,
+    fraction: float,
+    least: int,
+    available: int,
+    patience: float,
+    seed: int,
+    t: int,
+    purpose: str,
+) -> list[int]:
+    """Wait until enough nodes are connected, and draw who takes part.
+
+    Args:
+        connected: returns the identifiers of the nodes that are there.
+        fraction: of them that take part, rounded down; 0 for nobody.
+        least: how many take part at least.
+        available: how many must be connected before.
+        patience: seconds to wait for them.
+        seed: fixes the draw, with ``t`` and ``purpose``.
+        t: the round.
+        purpose: ``"train"`` or ``"evaluate"``.
+
+    Returns:
+        Identifiers, ascending.
+
+    Raises:
+        TooFewClientsError: there are still too few.
+    """
+    if fraction == 0:
+        return []
+    until = time.monotonic() + patience
+    needed = max(least, available, 1)
+    while len(nodes := sorted(connected())) < needed:
+        if time.monotonic() >= until:
+            raise TooFewClientsError(
+                f"round {t}: {len(nodes)} nodes are connected after {patience:g} s, but {needed} are needed to"
+                f" {purpose}: start more, or lower min_available_nodes and min_{purpose}_nodes"
+            )
+        time.sleep(min(1.0, patience))
+    drawn = derive(seed, purpose, round=t).permutation(len(nodes))[: max(int(len(nodes) * fraction), least, 1)]
+    return [nodes[k] for k in sorted(drawn.tolist())]
+
+
+def clean(reason: str | None) -> str:
+    """Return a peer's text fit for a log: one line, not too long.
+
+    >>> clean("no" + chr(10) + "room")
+    'no room'
+    """
+    return "".join(c if c.isprintable() else " " for c in reason or "")[:_LONGEST_REASON] or "failed without a reason"
 
 
 def _without(pruned: Tensor) -> Callable[[Tensor], Tensor]:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, MissingExtraError, TooFewClientsError, WireError
-from ..randomness import derive
+from ..errors import ArgumentError, MissingExtraError, WireError
 from ..schedules import PolynomialSchedule
-from .existing import LocalRound, Orders, SparseServer, largest_message
+from .existing import LocalRound, Orders, SparseServer, choose_nodes, clean, largest_message
 from .transport import Reply
 
 try:
@@ -36,7 +34,6 @@ log = logging.getLogger("flwr")
 
 _STYPE = "fedsparsify.message"
 _ORDERS, _PAYLOAD, _METRICS = "fedsparsify", "payload", "metrics"
-_LONGEST_REASON = 300
 
 
 class FedSparsify(FedAvg):
@@ -148,14 +145,9 @@ class FedSparsify(FedAvg):
         judged = [self._judge(k, answers.get(node)) for k, node in enumerate(self._nodes)]
         try:
             finished = self._server.close(judged)
-        except TooFewClientsError as error:
-            raise TooFewClientsError(
-                f"round {server_round}: fewer than min_train_nodes = {self.min_train_nodes} of {len(self._nodes)} nodes"
-                f" returned a usable update ({error})"
-            ) from error
-        failures = {self._nodes[k]: why for k, why in finished.failures}
-        for node, why in failures.items():
-            log.warning("aggregate_train: round %d: node %d is left out: %s", server_round, node, why)
+        finally:
+            failures = {self._nodes[k]: why for k, why in self._server.failures}
+            self._log_failures("aggregate_train", server_round, failures)
         model = self._server.state.model
         sums = {"sparsity": model.sparsity, "bytes-down": finished.bytes_down, "bytes-up": finished.bytes_up}
         self.history.append({"round": server_round, "nodes": self._nodes, "failures": failures, **sums})
@@ -179,14 +171,9 @@ class FedSparsify(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics of the replies that have any; the others are logged."""
-        usable = []
-        for message in replies:
-            why = _clean(message.error.reason) if message.has_error() else self._why_no_metrics(message.content)
-            if why:
-                node = message.metadata.src_node_id
-                log.warning("aggregate_evaluate: round %d: node %d is left out: %s", server_round, node, why)
-            else:
-                usable.append(message.content)
+        judged = {m.metadata.src_node_id: (m, self._why_unusable(m)) for m in replies}
+        self._log_failures("aggregate_evaluate", server_round, {node: why for node, (_, why) in judged.items() if why})
+        usable = [message.content for message, why in judged.values() if not why]
         return self.evaluate_metrics_aggr_fn(self._alike(usable), self.weighted_by_key) if usable else None
 
     def _begin(self, rounds: int, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -196,19 +183,17 @@ class FedSparsify(FedAvg):
         self.history: list[dict[str, Any]] = []
 
     def _choose(self, grid: Grid, t: int, purpose: str, fraction: float, least: int) -> list[int]:
-        if fraction == 0:
-            return []
-        until = time.monotonic() + self.node_timeout
-        while len(nodes := sorted(grid.get_node_ids())) < (needed := max(least, self.min_available_nodes, 1)):
-            if time.monotonic() >= until:
-                raise TooFewClientsError(
-                    f"round {t}: {len(nodes)} nodes are connected after {self.node_timeout:g} s, but {needed} are"
-                    f" needed to {purpose}: start SuperNodes, or lower min_available_nodes and min_{purpose}_nodes"
-                )
-            log.info("%d of %d nodes are connected; waiting for more", len(nodes), needed)
-            time.sleep(min(1.0, self.node_timeout))
-        drawn = derive(self.seed, purpose, round=t).permutation(len(nodes))[: max(int(len(nodes) * fraction), least, 1)]
-        return [nodes[k] for k in sorted(drawn.tolist())]
+        log.info("configure_%s: choosing nodes, for at most %g s", purpose, self.node_timeout)
+        return choose_nodes(
+            grid.get_node_ids,
+            fraction=fraction,
+            least=least,
+            available=self.min_available_nodes,
+            patience=self.node_timeout,
+            seed=self.seed,
+            t=t,
+            purpose=purpose,
+        )
 
     def _messages(
         self, payload: bytes, nodes: list[int], t: int, config: ConfigRecord, message_type: str
@@ -226,28 +211,33 @@ class FedSparsify(FedAvg):
     def _judge(self, k: int, message: Message | None) -> Reply:
         if message is None:
             return Reply(k, None, "no reply in time")
-        if message.has_error():
-            return Reply(k, None, _clean(message.error.reason))
-        if why := self._why_no_metrics(message.content):
+        if why := self._why_unusable(message):
             return Reply(k, None, why)
         try:
             return Reply(k, _payload(message.content, largest_message(self._server.layout)))
         except WireError as error:
             return Reply(k, None, str(error))
 
-    def _why_no_metrics(self, content: RecordDict) -> str:
-        records = list(content.metric_records.values())
+    def _why_unusable(self, message: Message) -> str:
+        if message.has_error():
+            return clean(message.error.reason)
+        records = list(message.content.metric_records.values())
         weight = records[0].get(self.weighted_by_key) if len(records) == 1 else None
         if isinstance(weight, int | float) and math.isfinite(weight) and weight > 0:
             return ""
         return f"metrics: one MetricRecord with {self.weighted_by_key} above 0 is due"
 
+    def _log_failures(self, where: str, t: int, failures: Mapping[int, str]) -> None:
+        for node, why in failures.items():
+            log.warning("%s: round %d: node %d is left out: %s", where, t, node, why)
+
     def _alike(self, contents: list[RecordDict]) -> list[RecordDict]:
-        """Return the replies that have the first one's metrics; Flower's averages take no others."""
+        """Return the replies that have the metrics that most have; Flower's averages take no others."""
         kinds = [{name: _kind(v) for r in c.metric_records.values() for name, v in r.items()} for c in contents]
-        alike = [content for content, kind in zip(contents, kinds, strict=True) if kind == kinds[0]]
+        usual = max(kinds, key=kinds.count)
+        alike = [content for content, kind in zip(contents, kinds, strict=True) if kind == usual]
         if len(alike) < len(contents):
-            log.warning("%d replies have other metrics than the first: averaged without", len(contents) - len(alike))
+            log.warning("%d replies have other metrics than most: averaged without", len(contents) - len(alike))
         return alike
 
 
@@ -312,8 +302,3 @@ def _payload(content: RecordDict, largest: float = math.inf) -> bytes:
 
 def _kind(value: object) -> int:
     return len(value) if isinstance(value, list) else -1
-
-
-def _clean(reason: str | None) -> str:
-    """Return a peer's text fit for a log."""
-    return "".join(c if c.isprintable() else " " for c in reason or "")[:_LONGEST_REASON] or "failed without a reason"
