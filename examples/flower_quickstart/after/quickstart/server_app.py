@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = test(model, data)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    strategy = FedSparsify(model, final_sparsity=0.95, min_available_nodes=3)
+    strategy = FedSparsify(model, final_sparsity=0.9, min_available_nodes=3)
     result = strategy.start(
         grid, ArrayRecord(model.state_dict()), num_rounds=settings["num-rounds"], evaluate_fn=evaluate
     )

@@ -40,7 +40,7 @@ def test_loader(dataset: str) -> DataLoader:
 
 def _loader(part: Dataset, shuffle: bool = False) -> DataLoader:
     examples = TensorDataset(torch.from_numpy(part.x), torch.from_numpy(part.y))
-    return DataLoader(examples, batch_size=32 if shuffle else 1000, shuffle=shuffle)
+    return DataLoader(examples, batch_size=64 if shuffle else 1000, shuffle=shuffle)
 
 
 def train(net: nn.Module, data: DataLoader, epochs: int, lr: float) -> float:
