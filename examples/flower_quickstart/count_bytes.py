@@ -26,7 +26,11 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: 
 
 async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Connect a SuperNode to the SuperLink."""
-    back, forth = await asyncio.open_connection("127.0.0.1", TO)
+    try:
+        back, forth = await asyncio.open_connection("127.0.0.1", TO)
+    except ConnectionError:  # the SuperLink has stopped
+        writer.close()
+        return
     await asyncio.gather(pump(reader, forth, "up"), pump(back, writer, "down"))
 
 
