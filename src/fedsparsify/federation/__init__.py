@@ -1,9 +1,9 @@
 """The round loop, the ways a round's bytes travel, and the run directory.
 
 ``engine.py`` is the loop; ``transport.py`` the protocol between it and the clients; ``simulator.py`` the transport
-inside one machine, ``flower.py`` the one over a network; ``client.py`` what a client does with a message, and
-``site.py`` where it does so alone; ``links.py`` what the server knows that clients hold. Methods and mathematics live
-elsewhere.
+inside one machine, ``flower/`` the one over a network; ``client.py`` what a client does with a message, and ``site.py``
+where it does so alone; ``links.py`` what the server knows that clients hold; ``existing.py`` both ends for a project
+with a loop and training of its own. Methods and mathematics live elsewhere.
 """
 
 from __future__ import annotations

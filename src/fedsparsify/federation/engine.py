@@ -24,7 +24,7 @@ from .alignment import Alignment
 from .links import Links
 from .transport import Reply, Transport
 
-__all__ = ["Evaluate", "Federation", "Observer", "Record", "check_federation", "participants"]
+__all__ = ["Evaluate", "Federation", "Observer", "Record", "Round", "Terms", "check_federation", "participants"]
 
 # Sums of examples over clients stay exact in float64 and int64.
 _MOST_EXAMPLES = 2**32
@@ -96,7 +96,7 @@ class Federation:
         links = Links(self.layout, self.clients, self.link_memory, self.trends)
         if state.round == 0 and not recorded:
             started = time.perf_counter()
-            round = _Round(self, links, 0, state.model, [])
+            round = Round(self, links, 0, state.model, [])
             if self.method.starts != "dense":
                 state = self._begin(state, round, observers)
             _tell(observers, state, self._record(state, started, round))
@@ -107,14 +107,14 @@ class Federation:
         for t in range(state.round + 1, self.rounds + 1):
             started = time.perf_counter()
             chosen = participants(self.seed, t, self.clients, self.participation)
-            round = _Round(self, links, t, state.model, chosen)
+            round = Round(self, links, t, state.model, chosen)
             state = self._update(state, round, observers)
             carried = {_CARRIED + name: vector for name, vector in self.transport.carried().items()}
             kept = replace(state, memory={**state.memory, **carried})
             _tell(observers, kept, self._record(kept, started, round))
         return state
 
-    def _begin(self, state: ServerState, round: _Round, observers: Sequence[Observer]) -> ServerState:
+    def _begin(self, state: ServerState, round: Round, observers: Sequence[Observer]) -> ServerState:
         """Carry out round 0; where one client is asked and fails, the next one is."""
         if self.method.starts == "one client":
             asked: list[int] = []
@@ -132,7 +132,7 @@ class Federation:
             round.chosen = participants(self.seed, 0, self.clients, self.participation)
         return self._update(state, round, observers)
 
-    def _update(self, state: ServerState, round: _Round, observers: Sequence[Observer]) -> ServerState:
+    def _update(self, state: ServerState, round: Round, observers: Sequence[Observer]) -> ServerState:
         """Carry out a round's exchange and return the method's next state."""
 
         def tell(done: int) -> None:
@@ -146,7 +146,7 @@ class Federation:
             raise ArgumentError(f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\'')
         return state
 
-    def _exchange(self, round: _Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
+    def _exchange(self, round: Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
         """Send broadcasts and yield the replies; who lacks what a broadcast refers to gets it in full, once."""
         lacking: dict[int, bytes] = {}
         round.bytes_down += sum(map(len, broadcasts.values()))
@@ -170,7 +170,7 @@ class Federation:
             return False
         return (message.round, message.client) == (t, reply.client)
 
-    def _record(self, state: ServerState, started: float, round: _Round) -> Record:
+    def _record(self, state: ServerState, started: float, round: Round) -> Record:
         masks = self.layout.split(state.model.mask).values()
         return {
             "round": state.round,
@@ -216,13 +216,38 @@ def _taking_part(clients: int, participation: float) -> int:
     return min(clients, max(1, int(np.floor(participation * clients + 0.5))))
 
 
-class _Round:
-    """One round's replies, and what is counted while the merge consumes them."""
+class Terms(Protocol):
+    """What replies are judged by; a :class:`Federation` has it, and so may a loop that is not ours."""
 
-    def __init__(
-        self, federation: Federation, links: Links, t: int, broadcast: ModelState, chosen: Sequence[int]
-    ) -> None:
-        self._federation = federation
+    @property
+    def method(self) -> Method:
+        """The federated method."""
+        ...
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The network's layout."""
+        ...
+
+    @property
+    def min_clients(self) -> int:
+        """Fewest usable updates that a round needs."""
+        ...
+
+
+class Round:
+    """One round's replies, and what is counted while the merge consumes them.
+
+    Args:
+        terms: what replies are judged by.
+        links: what this round's broadcasts were encoded with.
+        t: the round.
+        broadcast: the model that was broadcast.
+        chosen: the clients that take part, ascending.
+    """
+
+    def __init__(self, terms: Terms, links: Links, t: int, broadcast: ModelState, chosen: Sequence[int]) -> None:
+        self._federation = terms
         self._broadcast = broadcast
         self.links = links
         self.t = t
@@ -237,7 +262,11 @@ class _Round:
         self.backends = {"native": 0, "torch": 0}
 
     def usable_updates(self, replies: Iterable[Reply]) -> Iterator[ClientUpdate]:
-        """Decode one update at a time, in client order, and leave out what cannot be used."""
+        """Decode one update at a time, in client order, and leave out what cannot be used.
+
+        Raises:
+            TooFewClientsError: fewer than ``min_clients`` could be used.
+        """
         usable = 0
         for reply in replies:
             k = reply.client

@@ -1,7 +1,8 @@
 """Flower: the transport over a SuperLink, and the apps at its ends. No other folder may import flwr.
 
 ``transport.py`` carries the engine's messages, ``apps.py`` is what SuperLink and SuperNodes start, ``records.py`` names
-what lies where in a message. Written against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp).
+what lies where in a message; ``strategy.py`` is for Flower projects that have a loop and training of their own. Written
+against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp).
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ if find_spec("flwr") is None:
 if TYPE_CHECKING:
     from .apps import make_client_app, make_server_app
     from .records import Node, Task
+    from .strategy import FedSparsify, SparseModel
     from .transport import FlowerTransport
 
-__all__ = ["FlowerTransport", "Node", "Task", "make_client_app", "make_server_app"]
+__all__ = [
+    "FedSparsify",
+    "FlowerTransport",
+    "Node",
+    "SparseModel",
+    "Task",
+    "make_client_app",
+    "make_server_app",
+]
 
 _HOME = {
+    "FedSparsify": "strategy",
     "FlowerTransport": "transport",
     "Node": "records",
+    "SparseModel": "strategy",
     "Task": "records",
     "make_client_app": "apps",
     "make_server_app": "apps",

@@ -49,14 +49,14 @@ class Node:
     run_config: Mapping[str, Any]
 
 
-def clean(text: str) -> str:
+def clean(text: str | None) -> str:
     r"""Return a peer's text as one line without control characters, cut to a few hundred.
 
     >>> clean("two\nlines\x1b[31m")
     'two lines [31m'
     """
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * _LONGEST])
-    return " ".join(printable.split())[:_LONGEST]
+    printable = "".join(character if character.isprintable() else " " for character in (text or "")[: 4 * _LONGEST])
+    return " ".join(printable.split())[:_LONGEST] or "failed without a reason"
 
 
 def opaque(payload: bytes) -> ArrayRecord:

@@ -150,7 +150,7 @@ class FlowerTransport:
             return Reply(client, None, clean(f"its SuperNode failed: {message.error.reason}"))
         failure = message.content.config_records.get(FAILURE)
         if failure is not None:
-            return Reply(client, None, clean(str(failure.get("reason", "it failed and gave no reason"))))
+            return Reply(client, None, clean(str(failure.get("reason", ""))))
         record = message.content.array_records.get(MODEL)
         if record is None or list(record) != [PAYLOAD] or record[PAYLOAD].stype != STYPE:
             return Reply(client, None, "its reply holds no message of FedSparsify's")

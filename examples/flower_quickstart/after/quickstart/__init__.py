@@ -1,0 +1,1 @@
+"""Sites train one classifier together with Flower and PyTorch."""
