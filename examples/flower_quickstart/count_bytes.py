@@ -38,7 +38,7 @@ async def main() -> None:
     """Serve until killed."""
     await asyncio.start_server(connected, "127.0.0.1", LISTEN)
     while True:
-        FILE.write_text(f"{counted['up']} {counted['down']}")
+        FILE.write_text(f"{counted['up']} {counted['down']}\n")
         await asyncio.sleep(1)
 
 
