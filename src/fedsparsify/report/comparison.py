@@ -183,7 +183,7 @@ def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
     if target is not None and not 0 <= target <= (1 if runs[0].metric == "accuracy" else math.inf):
         what = "a fraction, such as 0.9" if runs[0].metric == "accuracy" else "an error from 0 on"
         raise RunError(f"--target = {target:g} must be {what}: these runs measure {runs[0].metric}")
-    flat = {run.path: {k: v for k, v in _settings(run).items() if k not in NO_RESULT} for run in runs}
+    flat = {run.path: {k: v for k, v in _settings(run).items() if not _changes_nothing(k)} for run in runs}
     titles = _distinctions(runs, flat, lambda run: "", lambda key: key.split(".")[0] in PROBLEM_TABLES)
     options = _distinctions(
         runs,
@@ -238,6 +238,10 @@ def _settled(run: Run) -> float:
     """Return the mean score of the last ten rounds, but for those of a network with a tenth more parameters."""
     scores = [r.score for r in run.rounds[1:][-10:] or run.rounds if r.nonzero <= 1.1 * run.last.nonzero]
     return sum(scores) / len(scores)
+
+
+def _changes_nothing(key: str) -> bool:
+    return key in NO_RESULT or key.startswith("deployment.")
 
 
 def _column(run: Run, flat: Mapping[str, Any]) -> float:
