@@ -17,7 +17,7 @@ from fedsparsify.errors import ArgumentError, StaleReferenceError, TooFewClients
 from fedsparsify.federation import Client, Federation, Held, Reply, receive
 from fedsparsify.federation.engine import check_federation, participants
 from fedsparsify.layout import ParameterLayout
-from fedsparsify.state import Floats, ModelState, ServerState
+from fedsparsify.state import ClientUpdate, Floats, ModelState, ServerState
 from fedsparsify.wire import SERVER, Kind, Message, Reference, decode, encode, request_full
 from tests.federation.fakes import (
     LAYOUT,
@@ -298,3 +298,62 @@ def test_a_reply_of_another_kind_is_refused_before_it_is_read() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 * layout.n
+
+
+def consumed(updates: Iterator[ClientUpdate]) -> None:
+    for _ in updates:
+        pass
+
+
+def raising(state: ServerState, updates: Iterator[ClientUpdate], t: int) -> ServerState:
+    raise KeyError("scores")
+
+
+def answering(make: Callable[[ServerState, int], object]) -> Callable[..., Any]:
+    def server_update(state: ServerState, updates: Iterator[ClientUpdate], t: int) -> object:
+        consumed(updates)
+        return make(state, t)
+
+    return server_update
+
+
+WIDE: Any = {"v": np.zeros(N)}
+
+
+def half(state: ServerState) -> ModelState:
+    mask = np.arange(N) % 2 == 0
+    return ModelState(np.where(mask, state.model.w, 0).astype(np.float32), mask, state.model.buffers)
+
+
+@pytest.mark.parametrize(
+    ("server_update", "message"),
+    [
+        (raising, r"failed with KeyError: 'scores' \(.*test_engine\.py, line \d+\)"),
+        (answering(lambda s, t: s.model), "returned a ModelState; it must return a ServerState"),
+        (answering(lambda s, t: ServerState(t - 1, s.model)), r"of round 0; it must be ServerState\(1, \.\.\.\)"),
+        (lambda s, updates, t: ServerState(t, s.model), "left updates unread"),
+        (
+            answering(
+                lambda s, t: ServerState(
+                    t, ModelState(np.asarray(s.model.w, np.float64), s.model.mask, s.model.buffers)
+                )
+            ),
+            rf"model\.w must be float32\[{N}\]",
+        ),
+        (answering(lambda s, t: ServerState(t, s.model, WIDE)), rf'memory\["v"\] must be float32\[{N}\]'),
+        (
+            answering(lambda s, t: ServerState(t, ModelState(s.model.w, np.arange(N) % 2 == 0, s.model.buffers))),
+            r"model\.w is not 0 at all pruned positions",
+        ),
+        (
+            answering(lambda s, t: ServerState(t, half(s) if t == 1 else start().model)),
+            r"brings pruned parameters back; say Method\(\.\.\., regrows=True\)",
+        ),
+    ],
+)
+def test_what_a_method_of_ones_own_returns_is_judged_with_its_name_and_round(
+    server_update: Callable[..., Any], message: str
+) -> None:
+    method = Method("mine", global_method().client_update, server_update)
+    with pytest.raises(ArgumentError, match=rf"method mine, round [12]: server_update.*{message}"):
+        federation(Scripted(method)).run(start(), [])

@@ -88,7 +88,9 @@ class Method:
         server_update: runs on the server; may consume the updates as a stream, once.
         schedule: round -> target sparsity, or None where the method does not prune.
         exact: whether the merged model has exactly the scheduled number of survivors.
-        regrows: whether parameters that were pruned may come back; else updates with such parameters are refused.
+        regrows: whether parameters that were pruned may come back; else updates with such parameters are refused, and
+            the server may not bring any back either.
+        averages: whether a single client's parameters are the merged ones; not so where the server has an optimiser.
         starts: how the model that round 1 broadcasts comes about: ``"dense"``, as it was initialised; or by a round 0
             of both functions before training, with nobody but the server, one client, or as many as in any round.
         sends: round -> names of the float32[n] vectors that an update carries beside its model.
@@ -100,5 +102,6 @@ class Method:
     schedule: Schedule | None = None
     exact: bool = True
     regrows: bool = False
+    averages: bool = True
     starts: Literal["dense", "server", "one client", "participants"] = "dense"
     sends: Callable[[int], tuple[str, ...]] = _nothing

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..algorithms import Method
-from ..errors import ArgumentError, TooFewClientsError, WireError
+from ..errors import ArgumentError, FedSparsifyError, TooFewClientsError, WireError
 from ..layout import ParameterLayout
+from ..plugins import describe
 from ..randomness import derive
 from ..state import ClientUpdate, ModelState, ServerState
 from ..wire import Kind, decode, open_message
@@ -141,9 +142,37 @@ class Federation:
 
         replies = self._exchange(round, round.links.broadcast(round.t, state.model, round.chosen))
         updates = round.usable_updates(_in_order(replies, round.chosen, tell))
-        state = self.method.server_update(state, updates, round.t)
+        return self._merged(state, updates, round.t)
+
+    def _merged(self, before: ServerState, updates: Iterator[ClientUpdate], t: int) -> ServerState:
+        """Call the method, which may be a user's, and judge what it returns before anything relies on it."""
+        here = f"method {self.method.name}, round {t}: server_update"
+        try:
+            state = self.method.server_update(before, updates, t)
+        except FedSparsifyError:
+            raise
+        except Exception as error:
+            raise ArgumentError(f"{here} failed with {describe(error)}") from error
+        if not isinstance(state, ServerState):
+            raise ArgumentError(f"{here} returned a {type(state).__name__}; it must return a ServerState")
+        if state.round != t:
+            raise ArgumentError(f"{here} returned the state of round {state.round}; it must be ServerState({t}, ...)")
+        for _ in updates:
+            raise ArgumentError(f"{here} left updates unread; it must go through all of them")
+        model, n = state.model, self.layout.n
+        vectors = {"model.w": (model.w, n), "model.buffers": (model.buffers, self.layout.b)}
+        vectors |= {f'memory["{name}"]': (vector, n) for name, vector in state.memory.items()}
+        for name, (vector, size) in vectors.items():
+            if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.shape != (size,):
+                raise ArgumentError(f"{here}: {name} must be float32[{size}]")
+        if model.mask.dtype != np.bool_ or model.mask.shape != (n,):
+            raise ArgumentError(f"{here}: model.mask must be bool[{n}]")
+        if np.any(model.w[~model.mask]):
+            raise ArgumentError(f"{here}: model.w is not 0 at all pruned positions; ModelState.under(mask) makes it so")
+        if not self.method.regrows and np.any(model.mask & ~before.model.mask):
+            raise ArgumentError(f"{here} brings pruned parameters back; say Method(..., regrows=True) if it may")
         if any(name.startswith(_CARRIED) for name in state.memory):
-            raise ArgumentError(f'{self.method.name}: names of memory that begin with "{_CARRIED}" are the clients\'')
+            raise ArgumentError(f'{here}: names of memory that begin with "{_CARRIED}" are the clients\'')
         return state
 
     def _exchange(self, round: Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
