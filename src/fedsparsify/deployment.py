@@ -57,7 +57,8 @@ def client_app(file: str) -> Any:
         site = {
             "folder": str(folder),
             "settings": _text(node.run_config, "settings", "settings.toml"),
-            "set": _overrides(node.run_config),
+            # How sites are reached changes nothing for them, and need not start another worker.
+            "set": [text for text in _overrides(node.run_config) if not text.startswith("deployment.")],
             "data-dir": str(node.node_config.get("data-dir", "")),
             "threads": node.node_config.get("threads", 1),
             # Flower starts this process from one that lives as long as the SuperNode.
