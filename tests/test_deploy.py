@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedsparsify import deploy
 from fedsparsify.config import load_settings
@@ -114,7 +117,7 @@ def test_a_sites_local_port_is_not_the_servers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", [*HOSTS, "localhost", "127.0.0.1"])
 def test_the_servers_certificate_is_valid_for_every_host_and_on_the_machine_itself(net: Path, host: str) -> None:
     try:
-        subject: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+        subject: x509.DNSName | x509.IPAddress = x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         subject = x509.DNSName(host)
     store = verification.Store([certificate(net / "sites" / "north" / "ca.pem")])
@@ -141,7 +144,7 @@ def test_the_authority_only_signs_and_the_server_only_serves(net: Path) -> None:
         assert (usage.value.key_cert_sign, usage.value.digital_signature) == (signs, not signs)
         assert isinstance(signed.public_key(), ec.EllipticCurvePublicKey)
     extended = server.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(extended) == [x509.ExtendedKeyUsageOID.SERVER_AUTH]
+    assert list(extended) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
 @pytest.mark.parametrize("days", [1, 400])
@@ -151,6 +154,16 @@ def test_certificates_are_valid_from_now_for_as_many_days_as_asked(tmp_path: Pat
         begin, end = certificate(folder / name).not_valid_before_utc, certificate(folder / name).not_valid_after_utc
         assert now - datetime.timedelta(minutes=10) < begin < now
         assert end - begin == datetime.timedelta(days=days)
+
+
+def test_a_certificate_is_refused_after_its_day(tmp_path: Path) -> None:
+    folder, now = write(tmp_path, days=9), datetime.datetime.now(datetime.UTC)
+    store = verification.Store([certificate(folder / "ca" / "ca.pem")])
+    for days, valid in ((8, True), (10, False)):
+        builder = verification.PolicyBuilder().store(store).time(now + datetime.timedelta(days=days))
+        verifier = builder.build_server_verifier(x509.DNSName("localhost"))
+        with nullcontext() if valid else pytest.raises(verification.VerificationError):
+            verifier.verify(certificate(folder / "superlink" / "server.pem"), [])
 
 
 @pytest.mark.parametrize(
@@ -270,22 +283,12 @@ def test_scripts_warn_of_certificates_that_end_soon(tmp_path: Path) -> None:
 
 
 def test_flower_accepts_the_app_and_packs_all_of_it(net: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"}
-    environment["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    code = (
-        "import sys, zipfile, io\n"
-        "from pathlib import Path\n"
-        "from flwr.cli.build import build_fab_from_disk\n"
-        "from flwr.cli.config_utils import load_and_validate\n"
-        "config, warnings = load_and_validate(Path(sys.argv[1]) / 'pyproject.toml')\n"
-        "assert config is not None and not warnings, warnings\n"
-        "print(*sorted(zipfile.ZipFile(io.BytesIO(build_fab_from_disk(Path(sys.argv[1])))).namelist()))\n"
-    )
-    built = subprocess.run(
-        [sys.executable, "-c", code, str(net / "app")], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert built.returncode == 0, built.stderr
-    assert {"federation_app.py", "pyproject.toml", "settings.toml"} <= set(built.stdout.split())
+    command = [str(Path(sys.executable).parent / "flwr"), "build", "--app", str(net / "app")]
+    own = {"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    built = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=60)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (bundle,) = tmp_path.glob("*.fab")
+    assert {"federation_app.py", "pyproject.toml", "settings.toml"} <= set(zipfile.ZipFile(bundle).namelist())
 
 
 # the SuperLink behind its gateway
@@ -475,7 +478,7 @@ def test_a_site_whose_name_cannot_be_written_down_is_not_left_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(deploy, "replace_file", full)
-    with pytest.raises(RunError, match="settings.toml cannot be written"):
+    with pytest.raises(RunError, match=r"settings\.toml cannot be written"):
         deploy.add_site(folder, "east")
     assert contents(folder) == before
 
