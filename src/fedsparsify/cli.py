@@ -343,15 +343,17 @@ def _compare(sweep: Path, out: Path | None, target: float | None) -> None:
     written = write_comparison(sweep, out or default_page(sweep), target)
     console = new_console()
     for first, *_ in written.tables:
-        table = Table(title=first.title, **PLAIN)
+        title = f"{first.problem}: {first.title}" if len(written.tables) > 1 else first.title
+        table = Table(title=escape(title), **PLAIN)
         for index, head in enumerate(first.heads):
-            table.add_column(head, justify="left" if index == 0 else "right", no_wrap=index > 0)
+            table.add_column(escape(head), justify="left" if index == 0 else "right", no_wrap=index > 0)
         for name, entries in first.rows:
             marks = {"bold": "[bold]{}[/bold]", "dagger": "{}†"}
-            table.add_row(name, *(marks.get(e.mark, "{}").format(escape(e.text)) for e in entries))
+            table.add_row(escape(name), *(marks.get(e.mark, "{}").format(escape(e.text)) for e in entries))
         console.print(table)
     if written.unfinished:
-        console.print(f"{len(written.unfinished)} runs are not finished and left out.")
+        runs = "1 run is" if len(written.unfinished) == 1 else f"{len(written.unfinished)} runs are"
+        console.print(f"{runs} not finished and left out.")
     console.print(f"Report: {written.page}", markup=False, soft_wrap=True)
     console.print(f"Tables: {', '.join(map(str, written.others))}", markup=False, soft_wrap=True)
 

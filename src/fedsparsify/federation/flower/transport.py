@@ -22,6 +22,9 @@ __all__ = ["FlowerTransport"]
 # Replies that are in this process at once, at most; the others wait at the SuperLink.
 _WINDOW = 8
 
+# Seconds after the deadline at which Flower drops a message, so that it is our deadline which is named.
+_SLACK = 10.0
+
 
 class FlowerTransport:
     """A transport whose clients are SuperNodes.
@@ -71,7 +74,7 @@ class FlowerTransport:
             model = same.setdefault(payload, opaque(payload))
             task = ConfigRecord({"client": k, "round": round, "calibration": self._calibration})
             content = RecordDict({MODEL: model, TASK: task})
-            messages.append(Message(content, node, "train", ttl=self._deadline, group_id=str(round)))
+            messages.append(Message(content, node, "train", ttl=self._deadline + _SLACK, group_id=str(round)))
         sent = self._grid.push_messages(messages) if messages else []
         waiting = dict(zip(sent, sorted(nodes), strict=False))
         for k in sorted(set(nodes) - set(waiting.values())):
