@@ -221,12 +221,12 @@ def test_the_command_shows_the_first_table_and_says_what_it_wrote(
     assert (outcome.code, outcome.err) == (0, "")
     words = outcome.out.split()
     assert words[words.index("snip") :][:3] == ["snip", "–", "80.00"]
-    assert "1 runs are not finished and left out." in outcome.out
+    assert "1 run is not finished and left out." in outcome.out
     assert outcome.out.endswith(f"Report: grid/report.html\nTables: {', '.join(f'grid/{file}' for file in files)}\n")
     assert sorted(path.name for path in Path("grid").iterdir() if path.is_file()) == sorted(
         ["report.html", "sweep.toml", *files]
     )
-    assert "1 runs are not finished and left out: c" in Path("grid/report.html").read_text()
+    assert "1 run is not finished and left out: c" in Path("grid/report.html").read_text()
     pack(Path("grid"), Path("packed.tar.xz"))
     assert default_page(Path("packed.tar.xz")) == Path("packed/report.html")
     os.rename("packed.tar.xz", ".tar.xz")

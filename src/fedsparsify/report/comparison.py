@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsparsify.errors import RunError
@@ -117,12 +117,20 @@ class Problem:
         return one > other if self.metric == "accuracy" else one < other
 
     def best(self, cells: Iterable[Cell], measure: Measure) -> Cell | None:
-        """Return the cell of the best mean, None where all have diverged."""
+        """Return the cell of the best mean over the seeds that two of them share, None where all have diverged."""
         best = None
         for cell in cells:
-            if not math.isnan(cell.mean(measure)) and (
-                best is None or self.better(cell.mean(measure), best.mean(measure))
-            ):
+            if math.isnan(cell.mean(measure)):
+                continue
+            if best is None:
+                best = cell
+                continue
+            shared = (cell.rows.keys() & best.rows.keys()) or (cell.rows.keys() | best.rows.keys())
+            means = [
+                mean_and_deviation(value for seed, value in one.values(measure).items() if seed in shared)[0]
+                for one in (cell, best)
+            ]
+            if self.better(*means):
                 best = cell
         return best
 
@@ -184,7 +192,7 @@ def compare(runs: Sequence[Run], target: float | None = None) -> Comparison:
         lambda key: key.split(".")[0] not in PROBLEM_TABLES and key not in ("method.name", "schedule.final"),
     )
     found: dict[str, dict[tuple[str, float], dict[int, Run]]] = {}
-    rows = {run.path: row for run, row in zip(runs, headline(runs), strict=True)}
+    rows = {run.path: replace(row, last_ten=_settled(run)) for run, row in zip(runs, headline(runs), strict=True)}
     for run in runs:
         method = f"{run.method} ({options[run.path]})" if options[run.path] else run.method
         seeds = found.setdefault(titles[run.path], {}).setdefault((method, _column(run, flat[run.path])), {})
@@ -222,8 +230,14 @@ def final(row: HeadlineRow) -> float:
 
 
 def last_ten(row: HeadlineRow) -> float:
-    """The mean score of the last ten rounds."""
+    """The mean score of those of the last ten rounds in which the network was as sparse as at the end."""
     return row.last_ten
+
+
+def _settled(run: Run) -> float:
+    """Return the mean score of the last ten rounds, but for those of a network with a tenth more parameters."""
+    scores = [r.score for r in run.rounds[1:][-10:] or run.rounds if r.nonzero <= 1.1 * run.last.nonzero]
+    return sum(scores) / len(scores)
 
 
 def _column(run: Run, flat: Mapping[str, Any]) -> float:
