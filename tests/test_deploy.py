@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import http.client
+import http.server
 import ipaddress
 import os
 import re
+import shutil
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 import zipfile
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -302,6 +310,108 @@ def test_only_the_api_for_nodes_is_reached_from_elsewhere(net: Path) -> None:
     assert re.findall(r"(?:return|proxy_pass) (.+);", gateway) == ["https://superlink/v1/fleet/", "403"]
     assert "server 127.0.0.1:8001;" in gateway
     assert "fl.example.org:8000" in (net / "sites" / "north" / "start.sh").read_text()
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """Stands for the SuperLink: answers everything with 200, and remembers the paths."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, format: str, *arguments: object) -> None: ...
+
+
+def neighbouring_ports() -> int:
+    """Return a port that is free, and so is the next."""
+    for _ in range(50):
+        with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            second.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no two free ports")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Callable[[str, bytes], int]]:
+    """A gateway before a recorder; returns the status of a request for a path."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    port = neighbouring_ports()
+    superlink = write(tmp_path, hosts=("localhost", "fl.example.org"), port=port) / "superlink"
+    upstream = http.server.ThreadingHTTPServer(("127.0.0.1", port + 1), Recorder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(superlink / "server.pem", superlink / "server.key")
+    upstream.socket = context.wrap_socket(upstream.socket, server_side=True)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    process = subprocess.Popen(["sh", str(superlink / "gateway.sh")], stderr=subprocess.DEVNULL)
+    trusted = ssl.create_default_context(cafile=str(superlink / "ca.pem"))
+
+    def ask(path: str, body: bytes) -> int:
+        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=20)
+        try:
+            connection.putrequest("POST", path, skip_accept_encoding=True)
+            connection.putheader("content-length", str(len(body)))
+            connection.endheaders(body)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    try:
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        Recorder.asked.clear()
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(10)
+        upstream.shutdown()
+        upstream.server_close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/anything",
+        "/",
+        "/openapi.json",
+        "/v1/fleet",
+        "/v1/fleets/x",
+        "//v1/control/start-run",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/x/..%2f..%2fcontrol/start-run",
+        "/v1%2fcontrol%2fstart-run",
+        "/V1/FLEET/x",
+        "/v1/control/start-run?/v1/fleet/",
+        "/v1/control/start-run;/../../fleet/x/../../control/start-run",
+    ],
+)
+def test_the_gateway_passes_on_nothing_but_the_api_for_nodes(gateway: Callable[[str, bytes], int], path: str) -> None:
+    assert gateway(path, b"") in (301, 403)
+    assert Recorder.asked == []
+
+
+def test_the_gateway_passes_on_what_nodes_send_in_pieces_as_large_as_flowers(
+    gateway: Callable[[str, bytes], int],
+) -> None:
+    assert gateway("/v1/fleet/push-object", bytes(6 << 20)) == 200
+    assert gateway("/v1/fleet/pull-messages", b"") == 200
+    # What could be understood in two ways is passed on as the gateway has understood it.
+    assert gateway("/v1/control/%2e%2e/fleet/pull-messages", b"") == 200
+    assert Recorder.asked == ["/v1/fleet/push-object", *["/v1/fleet/pull-messages"] * 2]
 
 
 @pytest.mark.parametrize("hosts", [(), ("localhost",), ("127.0.0.1", "::1")])
