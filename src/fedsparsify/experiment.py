@@ -27,7 +27,7 @@ from .schedules import PolynomialSchedule
 from .state import Floats, ModelState
 from .tune import Tuner, TuneSettings
 
-__all__ = ["Experiment", "Split", "check_all", "deal", "given", "make_method", "prepare"]
+__all__ = ["Experiment", "Split", "check_all", "check_values", "deal", "given", "make_method", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,24 @@ def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) ->
             make_method(settings, tried[trial])
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(f"{place}: {error}") from error
+
+
+def check_values(settings: Settings, place: str) -> None:
+    """Refuse what can be refused without any data: values out of their range, unknown networks and methods.
+
+    Args:
+        settings: validated settings.
+        place: where they come from, for messages.
+
+    Raises:
+        FedSparsifyError: a value is out of its range, or a named function cannot be used.
+    """
+    try:
+        _check(settings)
+        module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
+        make_method(settings, ParameterLayout.of(module))
+    except (ArgumentError, ConfigError) as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _try_out(settings: Settings, test: Dataset) -> ParameterLayout:
