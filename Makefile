@@ -1,7 +1,8 @@
 # FedSparsify's commands; "make" alone lists them.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -q
+# Files are shared out to a process a core, in order: those that wait for other processes come early and do not add up.
+PYTEST_ARGS ?= -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO_CONFIG ?= configs/fashion-mnist/demo.toml
 DEMO_ARGS ?=
 

@@ -210,8 +210,8 @@ def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     run.wait(round=4)
     deployment.signal("bob", signal.SIGCONT)
     run.finish()
-    # Flower notices after a while that a SuperNode is gone; the deadline may come first. On a busy machine others may be
-    # late too: whoever is named is taken out of the run that is compared with.
+    # Flower notices after a while that a SuperNode is gone; the deadline may come first. On a busy machine others may
+    # be late too: whoever is named is taken out of the run that is compared with.
     why = {failure["reason"] for record in run.records for failure in record["failures"]}
     assert all("within 45 s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
     missing = {t: set(clients) for t, clients in failures(run.records).items()}
