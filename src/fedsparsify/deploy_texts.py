@@ -57,7 +57,7 @@ def app_files(settings: str) -> dict[str, str]:
             "version": "1.0.0",
             "description": "A FedSparsify federation",
             "license": "Apache-2.0",
-            "dependencies": ["fedsparsify[flower]"],
+            "dependencies": [],  # each party installs what it runs; Flower must not fetch anything for a run
         },
         "tool": {
             "flwr": {
