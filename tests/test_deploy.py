@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -213,10 +214,33 @@ def run_script(script: Path, tools: Path, *arguments: str, **variables: str) -> 
     for name in ("flwr", "flower-superlink", "flower-supernode", "nginx"):
         (tools / name).write_text('#!/bin/sh\npwd\nfor given in "$@"; do echo "<$given>"; done\n')
         (tools / name).chmod(0o755)
-    environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", **variables}
+    environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "", **variables}
     return subprocess.run(
         [str(script), *arguments], cwd=tools, env=environment, capture_output=True, text=True, timeout=20
     )
+
+
+def test_a_supernode_that_has_ended_is_started_again_until_the_script_is_told_to_stop(tmp_path: Path) -> None:
+    folder, tools = write(tmp_path), tmp_path / "tools"
+    run_script(folder / "sites" / "north" / "start.sh", tools)
+    (tools / "flower-supernode").write_text("#!/bin/sh\necho started >>started\nexec sleep 30\n")
+    environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "0.1"}
+    site = folder / "sites" / "north"
+    script = subprocess.Popen([str(site / "start.sh")], env=environment, stderr=subprocess.DEVNULL)
+
+    def started(times: int) -> None:
+        until = time.monotonic() + 20
+        while len((site / "started").read_text().split() if (site / "started").exists() else []) < times:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    started(1)
+    (child,) = subprocess.run(["pgrep", "-P", str(script.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(child), signal.SIGKILL)
+    started(2)
+    script.terminate()
+    assert script.wait(20) == 143
+    assert not subprocess.run(["pgrep", "-P", str(script.pid)], capture_output=True, text=True).stdout
 
 
 def moved(folder: Path, name: str = "it's a new place") -> Path:

@@ -232,9 +232,28 @@ if [ -n "$DATA" ] && ! [ -d "$DATA" ]; then
     echo "$0: there is no folder $DATA: correct DATA in site.conf" >&2
     exit 2
 fi
-exec flower-supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
-    --auth-supernode-private-key node.key --port "$LOCAL_PORT" \\
-    --node-config "data-dir=\\"$DATA\\" threads=$THREADS" "$@"
+# Flower's SuperNode (1.41) ends when a connection breaks off in the middle of a handshake: it is started again.
+child=
+stop() {{
+    trap - INT TERM
+    [ -z "$child" ] || kill "$child" 2>/dev/null || :
+    wait
+    exit 143
+}}
+trap stop INT TERM
+while :; do
+    flower-supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
+        --auth-supernode-private-key node.key --port "$LOCAL_PORT" \\
+        --node-config "data-dir=\\"$DATA\\" threads=$THREADS" "$@" &
+    child=$!
+    status=0
+    wait "$child" || status=$?
+    [ -n "$RESTART" ] || exit "$status"
+    echo "$0: the SuperNode has ended with code $status and is started again in $RESTART s; Ctrl-C stops this" >&2
+    sleep "$RESTART" &
+    child=$!
+    wait "$child"
+done
 """
 )
 
@@ -248,6 +267,9 @@ THREADS=1
 
 # A free port of this machine, reached from this machine only.
 LOCAL_PORT={port}
+
+# Seconds after which a SuperNode that has ended is started again; empty for never, where something else does it.
+RESTART="${{RESTART-5}}"
 """
 
 _FLWR = (
