@@ -303,7 +303,8 @@ def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_
 ) -> None:
     others = tmp_path / "others"
     (tmp_path / "settings.toml").write_text(DIGITS)
-    deployment.own("deploy", "init", str(others), "--config", str(tmp_path / "settings.toml"), "--site", "eve")
+    config = str(tmp_path / "settings.toml")
+    deployment.own("deploy", "init", str(others), "--config", config, "--site", "eve", "--site", "fay")
     key = str(others / "sites" / "eve" / "node.key")
     right, wrong = str(deployment.folder / "sites" / "ada" / "ca.pem"), str(others / "sites" / "eve" / "ca.pem")
     port = ("--port", str(9500 + os.getpid() % 400))

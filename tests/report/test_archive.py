@@ -121,11 +121,11 @@ def test_the_same_runs_give_the_same_bytes_wherever_and_whenever_they_lie(sweep:
 
 def test_no_place_on_the_disk_is_packed(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    folder = add_run(sweep, "fedavg", 1, [0.1, 0.9], settings={"data.dir": "/home/someone/data"})
+    folder = add_run(sweep, "fedavg", 1, [0.1, 0.9], settings={"data.dir": "/srv/someone/data"})
     (folder / "checkpoint.bin").write_bytes(b"weights")
     (sweep / "sweep.toml").write_text(
-        '[data]\nname = "digits"\ndir = "/home/someone/data"  # of /home/someone\n'
-        '[[sweep]]\ndata.dir = ["/home/someone/a", "/home/someone/b"]\nrun.seed = [1, 2]\n'
+        '[data]\nname = "digits"\ndir = "/srv/someone/data"  # of /srv/someone\n'
+        '[[sweep]]\ndata.dir = ["/srv/someone/a", "/srv/someone/b"]\nrun.seed = [1, 2]\n'
     )
     pack(sweep, tmp_path / "out.tar.xz")
     with lzma.open(tmp_path / "out.tar.xz") as file:
@@ -201,7 +201,7 @@ def test_the_sound_archive_of_these_tests_is_read(files: dict[str, bytes], tmp_p
     ("extra", "message"),
     [
         ([member("/etc/passwd", b"x")], "'/etc/passwd' is no file of a packed sweep"),
-        ([member("/tmp/run/run.json", b"{}")], "'/tmp/run/run.json' is no file of a packed sweep"),
+        ([member("/srv/run/run.json", b"{}")], "'/srv/run/run.json' is no file of a packed sweep"),
         ([member("../run.json", b"{}")], "'../run.json' is no file of a packed sweep"),
         ([member("a/../run.json", b"{}")], "'a/../run.json' is no file of a packed sweep"),
         ([member("a/b/run.json", b"{}")], "'a/b/run.json' is no file of a packed sweep"),
