@@ -135,7 +135,7 @@ export FLWR_TELEMETRY_ENABLED="${{FLWR_TELEMETRY_ENABLED:-0}}"
 _PROCESS = (
     _FLOWER
     + """export FLWR_HOME="${{FLWR_HOME:-$PWD/flower}}"
-# How often, in seconds, Flower looks for work: its default of 1 adds that to every round, much less costs processor time.
+# Seconds between two looks for work: Flower takes 1, which adds to every round; much less costs processor time.
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL="${{FLWR_SUPEREXEC_TASK_POLL_INTERVAL:-0.5}}"
 """
 )
