@@ -292,6 +292,8 @@ CASES = [
     wrong("schedule.start_round", "4", "comes after the last round, 3"),
     wrong("schedule.frequency", "0", "must be at least 1 round"),
     wrong("schedule.exponent", "0.0", "must be more than 0"),
+    wrong("deployment.deadline", "0.0", "must be more than 0"),
+    wrong("deployment.patience", "-1.0", "must be at least 0"),
     wrong("train.lr", "0.0", "must be more than 0"),
     wrong("train.lr", "-1", "must be more than 0"),
     wrong("train.lr", "nan", "must be a finite number"),
