@@ -211,7 +211,7 @@ def test_every_script_is_sound_for_a_plain_shell(net: Path) -> None:
 def run_script(script: Path, tools: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script from elsewhere with programs of Flower's that only tell what they are asked to do."""
     tools.mkdir(exist_ok=True)
-    for name in ("flwr", "flower-superlink", "flower-supernode", "nginx"):
+    for name in ("flwr", "flower-superlink", "fedsparsify", "nginx"):
         (tools / name).write_text('#!/bin/sh\npwd\nfor given in "$@"; do echo "<$given>"; done\n')
         (tools / name).chmod(0o755)
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "", **variables}
@@ -223,7 +223,7 @@ def run_script(script: Path, tools: Path, *arguments: str, **variables: str) -> 
 def test_a_supernode_that_has_ended_is_started_again_until_the_script_is_told_to_stop(tmp_path: Path) -> None:
     folder, tools = write(tmp_path), tmp_path / "tools"
     run_script(folder / "sites" / "north" / "start.sh", tools)
-    (tools / "flower-supernode").write_text("#!/bin/sh\necho started >>started\nexec sleep 30\n")
+    (tools / "fedsparsify").write_text("#!/bin/sh\necho started >>started\nexec sleep 30\n")
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "0.1"}
     site = folder / "sites" / "north"
     script = subprocess.Popen([str(site / "start.sh")], env=environment, stderr=subprocess.DEVNULL)

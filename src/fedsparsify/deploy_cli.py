@@ -95,6 +95,14 @@ def renew(folder: Folder, days: Days = 365) -> None:
     _warn(expires, folder)
 
 
+@deploy.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
+def supernode(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Run Flower's SuperNode, for a site's start.sh: flower-supernode's own does not end when it has given up."""
+    from .supernode import run
+
+    run(arguments or [])
+
+
 def _warn(expires: datetime.datetime, folder: Path) -> None:
     _say(f"Certificates expire on {expires:%Y-%m-%d}; before that: {own_command('deploy', 'renew', str(folder))}")
 

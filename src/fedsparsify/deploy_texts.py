@@ -232,7 +232,7 @@ if [ -n "$DATA" ] && ! [ -d "$DATA" ]; then
     echo "$0: there is no folder $DATA: correct DATA in site.conf" >&2
     exit 2
 fi
-# Flower's SuperNode (1.41) ends when a connection breaks off in the middle of a handshake: it is started again.
+# Flower's SuperNode (1.41) gives up when a connection breaks off in the middle of a handshake: it is started again.
 child=
 stop() {{
     trap - INT TERM
@@ -242,7 +242,7 @@ stop() {{
 }}
 trap stop INT TERM
 while :; do
-    flower-supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
+    fedsparsify deploy supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
         --auth-supernode-private-key node.key --port "$LOCAL_PORT" \\
         --node-config "data-dir=\\"$DATA\\" threads=$THREADS" "$@" &
     child=$!

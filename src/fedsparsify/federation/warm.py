@@ -125,8 +125,7 @@ def serve(folder: Path, handler: Callable[[bytes], bytes], *, watched: int, idle
         while True:
             with listener.accept() as connection, suppress(EOFError, OSError):  # who asked may be gone
                 if connection.recv_bytes() != key.encode():
-                    with suppress(OSError):
-                        path.unlink()  # first, so that nobody finds a socket that does not answer
+                    listener.close()  # first, so that nobody finds a socket that does not answer
                     connection.send_bytes(_OTHER)
                     return
                 connection.send_bytes(_SAME)
