@@ -27,7 +27,7 @@ from fedsparsify.federation.flower.records import clean
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import ModelState, ServerState
 from fedsparsify.tune import Tuned
-from tests.federation.fakes import Log, Stepping, federation_of, global_method, local_method, same, start
+from tests.federation.fakes import ROUNDS, Log, Stepping, federation_of, global_method, local_method, same, start
 from tests.federation.test_engine import Scripted
 
 Answer = Callable[[Message], Message | None]
@@ -249,6 +249,40 @@ def test_a_node_that_connects_late_takes_part() -> None:
     log = Log()
     federation_of(global_method(), transport(grid, patience=10.0), min_clients=4).run(start(), [log])
     assert log.records[1]["failures"] == []
+
+
+def gone(message: Message) -> Message:
+    return Message(Error(5, "Node Unavailable"), reply_to=message)
+
+
+def test_a_node_that_is_lost_in_mid_round_and_comes_back_is_asked_once_more() -> None:
+    nodes = four()
+    back = nodes["site-2"]
+    grid = Nodes(nodes)
+    asked = []
+
+    def lost_at_first(message: Message) -> Message | None:
+        asked.append(message.metadata.message_id)
+        return gone(message) if len(asked) == 1 else back(message)
+
+    nodes["site-2"] = lost_at_first
+    log, undisturbed = Log(), Log()
+    end = federation_of(global_method(), transport(grid, patience=10.0), min_clients=4).run(start(), [log])
+    assert len(asked) == 1 + ROUNDS and len(set(asked)) == len(asked)
+    assert [record["failures"] for record in log.records] == [[]] * (1 + ROUNDS)
+    assert same(end, federation_of(global_method(), transport(Nodes(four()))).run(start(), [undisturbed]))
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_node_that_is_lost_for_good_is_named(returns: bool) -> None:
+    nodes = four(**{"site-2": gone})
+    grid = Nodes(nodes)
+    if not returns:
+        grid.get_nodes = lambda: [node for node in Nodes.get_nodes(grid) if grid.looks == [] or node.name != "site-2"]  # type: ignore[method-assign]
+    replies = list(transport(grid, patience=0.3).exchange(1, dict.fromkeys(range(4), b"broadcast")))
+    (reply,) = [reply for reply in replies if reply.client == 2]
+    assert (reply.payload, reply.failure) == (None, "its SuperNode failed: Node Unavailable")
+    assert len(grid.sent) == 4 + returns
 
 
 def test_a_late_first_client_keeps_few_of_the_others_replies_here() -> None:

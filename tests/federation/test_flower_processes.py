@@ -250,8 +250,11 @@ def test_a_server_that_is_killed_goes_on_bit_for_bit_after_its_restart(
     deployment.wait_for_sites()
     run = deployment.run("killed", resume="true")
     run.finish()
-    assert failures(run.records) == {}
-    model, records = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch)
+    # The SuperLink takes a site back a minute after it last heard of it; who is not back in time is named.
+    missing = {t: set(clients) for t, clients in failures(run.records).items()}
+    assert set(missing) <= {kept}, missing
+    settings = deployment.folder / "app" / "settings.toml"
+    model, records = simulated(settings, tmp_path / "run", monkeypatch, missing)
     assert run.model == model
     assert [r["accuracy"] for r in run.records] == [r["accuracy"] for r in records]
 
@@ -262,7 +265,7 @@ def test_a_full_disk_stops_the_run_with_the_command_that_goes_on(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     try:
         run = deployment.run(str(disk / "run"))

@@ -22,6 +22,11 @@ __all__ = ["FlowerTransport"]
 # Replies that are in this process at once, at most; the others wait at the SuperLink.
 _WINDOW = 8
 
+# What Flower answers for a SuperNode that it has not heard of for a while.
+_NODE_UNAVAILABLE = 5
+
+_NOT_TAKEN = "Flower did not take the message for it"
+
 # Seconds after the deadline at which Flower drops a message, so that it is our deadline which is named.
 _SLACK = 10.0
 
@@ -35,7 +40,8 @@ class FlowerTransport:
         sites: names that SuperNodes are registered under: client k is the k-th. Empty: the SuperNodes that are there
             when the first round begins, in the order of their identifiers.
         deadline: seconds that a round's clients have to answer.
-        patience: seconds that a round waits for SuperNodes that are not connected.
+        patience: seconds that a round waits for SuperNodes that are not connected, or are lost before they have
+            answered.
         largest: bytes of the largest reply that is read.
         calibration: see :class:`.records.Task`.
         pause: seconds between two looks for replies.
@@ -66,6 +72,16 @@ class FlowerTransport:
         nodes, absent = self._find(set(broadcasts))
         for k in sorted(absent):
             yield Reply(k, None, absent[k])
+        until = time.monotonic() + self._deadline
+        sent = self._push(round, broadcasts, nodes, self._deadline)
+        for k in sorted(set(nodes) - set(sent.values())):
+            yield Reply(k, None, _NOT_TAKEN)
+        yield from self._collect(round, broadcasts, sent, until)
+
+    def _push(
+        self, round: int, broadcasts: Mapping[int, bytes], nodes: Mapping[int, int], seconds: float
+    ) -> dict[str, int]:
+        """Hand messages to the SuperLink; return message -> client."""
         messages: list[Message] = []
         same: dict[bytes, ArrayRecord] = {}
         for k, node in sorted(nodes.items()):
@@ -74,12 +90,9 @@ class FlowerTransport:
             model = same.setdefault(payload, opaque(payload))
             task = ConfigRecord({"client": k, "round": round, "calibration": self._calibration})
             content = RecordDict({MODEL: model, TASK: task})
-            messages.append(Message(content, node, "train", ttl=self._deadline + _SLACK, group_id=str(round)))
-        sent = self._grid.push_messages(messages) if messages else []
-        waiting = dict(zip(sent, sorted(nodes), strict=False))
-        for k in sorted(set(nodes) - set(waiting.values())):
-            yield Reply(k, None, "Flower did not take the message for it")
-        yield from self._collect(waiting)
+            messages.append(Message(content, node, "train", ttl=seconds + _SLACK, group_id=str(round)))
+        taken = self._grid.push_messages(messages) if messages else []
+        return dict(zip(taken, sorted(nodes), strict=False))
 
     def carried(self) -> Mapping[str, Floats]:
         """Return nothing: what clients keep is theirs, and they keep it over a restart of the server."""
@@ -120,27 +133,47 @@ class FlowerTransport:
                 absent[k] = f'its SuperNode "{name}" is not connected'
         return nodes, absent
 
-    def _collect(self, waiting: dict[str, int]) -> Iterator[Reply]:
-        """Yield replies as they come, and after the deadline a failure for each that is not there."""
-        until = time.monotonic() + self._deadline
-        order, first = list(waiting), 0
-        while first < len(order):
+    def _collect(
+        self, round: int, broadcasts: Mapping[int, bytes], waiting: dict[str, int], until: float
+    ) -> Iterator[Reply]:
+        """Yield replies as they come, and after the deadline a failure for each that is not there.
+
+        A node that is lost before it has answered is asked once more if it comes back within our patience: it may have
+        been cut off, or the SuperLink may have been started anew.
+        """
+        lost: dict[int, tuple[float, Reply]] = {}  # client -> when we give it up, and then with which words
+        again: set[int] = set()
+        place = {client: i for i, client in enumerate(sorted(waiting.values()))}
+        while waiting or lost:
             late, some = time.monotonic() >= until, False
             # Those next in the order in which they are merged: whoever is far ahead waits at the SuperLink, not here.
-            group = [message for message in order[first : first + _WINDOW] if message in waiting]
-            for message in self._grid.pull_messages(group):
+            end = min(place[client] for client in (*waiting.values(), *lost)) + _WINDOW
+            group = [message for message, client in waiting.items() if place[client] < end]
+            for message in self._grid.pull_messages(group) if group else []:
                 client = waiting.pop(message.metadata.reply_to_message_id, None)
                 if client is not None:
                     some = True
-                    yield self._read(client, message)
+                    reply = self._read(client, message)
+                    if _is_lost(message) and client not in again and self._patience > 0:
+                        lost[client] = (time.monotonic() + self._patience, reply)
+                        again.add(client)
+                    else:
+                        yield reply
                 del message  # one at a time
             if late:
                 for missing in group:
                     if missing in waiting:
                         why = f"it did not answer within {self._deadline:g} s (deployment.deadline)"
                         yield Reply(waiting.pop(missing), None, why)
-            while first < len(order) and order[first] not in waiting:
-                first += 1
+            back = self._connected(set(lost))[0] if lost and not late else {}
+            sent = self._push(round, broadcasts, back, until - time.monotonic()) if back else {}
+            waiting |= sent
+            for client, (given_up, reply) in list(lost.items()):
+                if client in sent.values():
+                    del lost[client]
+                elif late or time.monotonic() >= given_up:
+                    del lost[client]
+                    yield reply
             if not (late or some):
                 time.sleep(self._pause)
 
@@ -158,3 +191,7 @@ class FlowerTransport:
         if len(payload) > self._largest:
             return Reply(client, None, f"its reply has {len(payload)} bytes, and at most {self._largest} can be right")
         return Reply(client, payload)
+
+
+def _is_lost(message: Message) -> bool:
+    return bool(message.has_error()) and message.error.code == _NODE_UNAVAILABLE
