@@ -1,123 +1,24 @@
-"""A real SuperLink and three SuperNodes, as processes on loopback over TLS: the simulator's model, whatever happens.
+"""A real SuperLink and three SuperNodes, as processes on loopback over TLS: the simulator's model, and no stranger.
 
-Every test asserts the record and the final model. The model that is expected comes from the simulator, where a client
-that must be missing in a round is taken out of it.
+What happens to processes and networks is in ``test_flower_faults.py``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr")  # the extra "flower"
 
-from fedsparsify import runs
-from fedsparsify.config import load_settings
-from fedsparsify.experiment import prepare
-from fedsparsify.federation import Reply, Simulator
+from tests.federation.expected import DIGITS, failures, reasons, simulated, without_time
 from tests.federation.processes import SITES, Deployment, wait_for
 
 pytestmark = pytest.mark.slow
-
-DIGITS = """
-[data]
-name = "digits"
-
-[partition]
-kind = "classes"
-classes_per_client = 4
-
-[federation]
-clients = 3
-min_clients = 2
-
-[model]
-name = "2-fc"
-inputs = 64
-
-[method]
-name = "fedsparsify-local"
-
-[schedule]
-final = 0.9
-
-[train]
-lr = 0.1
-epochs = 1
-
-[run]
-rounds = 5
-
-[deployment]
-patience = 60.0
-deadline = 120.0
-"""
-FASHION = DIGITS.replace("digits", "fashion-mnist").replace("inputs = 64", "inputs = 784").replace("-local", "-global")
-
-Missing = Mapping[int, set[int]]
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    made = Deployment(tmp_path_factory.mktemp("flower"), DIGITS)
-    (made.folder / "app" / "fashion.toml").write_text(
-        FASHION + f"sites = [{', '.join(repr(site) for site in SITES)}]\n"
-    )
-    try:
-        made.up()
-        yield made
-    finally:
-        made.close()
-
-
-class Without(Simulator):
-    """Loses replies: round -> clients."""
-
-    missing: Missing
-
-    def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
-        for reply in super().exchange(round, broadcasts):
-            lost = reply.client in self.missing.get(round, ())
-            yield Reply(reply.client, None, "lost") if lost else reply
-
-
-def simulated(
-    settings: Path, out: Path, monkeypatch: pytest.MonkeyPatch, missing: Missing | None = None
-) -> tuple[bytes, list[dict[str, Any]]]:
-    """Return the final model and the records of the same run in this process."""
-    monkeypatch.setattr(runs, "Simulator", type("_", (Without,), {"missing": missing or {}}))
-    records: list[dict[str, Any]] = []
-
-    class Keep:
-        def client_done(self, round: int, done: int, total: int) -> None: ...
-        def round_done(self, state: object, record: dict[str, Any]) -> None:
-            records.append(record)
-
-    path = runs.start(prepare(load_settings(settings), "here"), out, [Keep()])
-    return (path / "model.fsp").read_bytes(), records
-
-
-def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in r.items() if not key.startswith("seconds")} for r in records]
-
-
-def failures(records: list[dict[str, Any]]) -> dict[int, list[int]]:
-    """Return round -> the clients that were left out, where there are any."""
-    return {r["round"]: [f["client"] for f in r["failures"]] for r in records if r["failures"]}
-
-
-def reasons(records: list[dict[str, Any]], client: int) -> dict[int, str]:
-    return {r["round"]: f["reason"] for r in records for f in r["failures"] if f["client"] == client}
 
 
 def test_five_rounds_of_fashion_mnist_give_the_simulators_model_and_records_bit_for_bit(
@@ -195,100 +96,6 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
     settings = deployment.folder / "app" / "settings.toml"
     model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing)
     assert run.model == model
-
-
-def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = deployment.run("faults", set="deployment.deadline=45")
-    run.wait(round=1)
-    deployment.kill("cyd")  # in round 2; all that it held is lost
-    run.wait(round=2)
-    deployment.site("cyd")
-    run.wait(round=3)
-    deployment.signal("bob", signal.SIGSTOP)  # in round 4
-    run.wait(round=4)
-    deployment.signal("bob", signal.SIGCONT)
-    run.finish()
-    # Flower notices after a while that a SuperNode is gone; the deadline may come first. On a busy machine others may
-    # be late too: whoever is named is taken out of the run that is compared with.
-    why = {failure["reason"] for record in run.records for failure in record["failures"]}
-    assert all("within 45 s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
-    missing = {t: set(clients) for t, clients in failures(run.records).items()}
-    assert 2 in missing[2] and 1 in missing[4]
-    assert 2 not in missing.get(5, ()) and 1 not in missing.get(3, ())
-    settings = deployment.folder / "app" / "settings.toml"
-    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing)
-    assert run.model == model
-
-
-def test_a_site_whose_network_was_cut_comes_back_and_the_run_loses_nothing_else(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = deployment.run("cut")
-    run.wait(round=1)
-    deployment.relays["bob"].cut()
-    time.sleep(10)
-    deployment.relays["bob"].mend()
-    run.finish()
-    # Flower's SuperNode may give up and be started again; what it was working on is then lost, and named.
-    missing = {t: set(clients) for t, clients in failures(run.records).items()}
-    assert set(missing) <= {2, 3} and all(clients == {1} for clients in missing.values()), missing
-    model, _ = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch, missing)
-    assert run.model == model
-
-
-def test_a_server_that_is_killed_goes_on_bit_for_bit_after_its_restart(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    killed = deployment.run("killed")
-    killed.wait(round=2)
-    deployment.kill("superlink")
-    kept = len(killed.records)
-    assert 3 <= kept < 6
-    deployment.superlink()
-    deployment.wait_for_sites()
-    run = deployment.run("killed", resume="true")
-    run.finish()
-    # The SuperLink takes a site back a minute after it last heard of it; who is not back in time is named.
-    missing = {t: set(clients) for t, clients in failures(run.records).items()}
-    assert set(missing) <= {kept}, missing
-    settings = deployment.folder / "app" / "settings.toml"
-    model, records = simulated(settings, tmp_path / "run", monkeypatch, missing)
-    assert run.model == model
-    assert [r["accuracy"] for r in run.records] == [r["accuracy"] for r in records]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can be mounted by root only")
-def test_a_full_disk_stops_the_run_with_the_command_that_goes_on(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        run = deployment.run(str(disk / "run"))
-        run.wait(round=1)
-        fill(disk / "filler")
-        run.fail("go on with: flwr run")
-        assert "No space left on device" in run.log
-        kept = len(run.records)
-        assert kept >= 2
-        (disk / "filler").unlink()
-        run = deployment.run(str(disk / "run"), resume="true")
-        run.finish()
-        assert failures(run.records) == {}
-        model, _ = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch)
-        assert run.model == model
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
-
-
-def fill(path: Path) -> None:
-    with suppress(OSError), open(path, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
 
 
 def supernode(deployment: Deployment, name: str, *arguments: str) -> str:
