@@ -100,12 +100,12 @@ def ours(clients: int) -> Way:
         times, uploads = [], []
         for client, own in enumerate(values):
             started = time.thread_time()
-            uploads.append(encrypt(key, fixed.integers(own, weight)[0], client=client, round=1))
+            uploads.append(encrypt(key, fixed.integers(own, weight)[0], client=client, round=1, context=b"benchmark"))
             times.append(time.thread_time() - started)
         started = time.thread_time()
-        total = add(uploads, scheme, round=1, count=count, expand=expand)
+        total = add(enumerate(uploads), scheme, round=1, count=count, expand=expand)
         added = time.thread_time()
-        mean = fixed.reals(decrypt(key, total, round=1, count=count)[0])
+        mean = fixed.reals(decrypt(key, total, round=1, count=count, context=b"benchmark")[0])
         done = time.thread_time()
         error = float(np.abs(mean - np.mean(values, axis=0, dtype=np.float64)).max())
         return Measured(len(uploads[0]), len(total), statistics.median(times), added - started, done - added, error)

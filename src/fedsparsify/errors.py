@@ -7,7 +7,8 @@
     |-- ConfigError                           a configuration key is unknown, mistyped or out of range
     |-- DataError                             a data file is missing, truncated or not what it should be
     |-- WireError                             a message is malformed, or belongs to another model or round
-    |   `-- StaleReferenceError               a message refers to a model that its receiver does not hold
+    |   |-- StaleReferenceError               a message refers to a model that its receiver does not hold
+    |   `-- TamperedError                     an encrypted sum is not what clients have encrypted
     |-- RunError                              a run directory cannot be used or written
     |   `-- CheckpointError                   a checkpoint is missing, damaged or of another configuration
     |-- FederationError                       a round cannot go on
@@ -30,6 +31,7 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "StaleReferenceError",
+    "TamperedError",
     "TooFewClientsError",
     "WireError",
 ]
@@ -57,6 +59,10 @@ class WireError(FedSparsifyError):
 
 class StaleReferenceError(WireError):
     """A message refers to a model that its receiver does not hold, or no longer; one that refers to nothing helps."""
+
+
+class TamperedError(WireError):
+    """An encrypted sum is not that of what clients have encrypted: its key must not be used again."""
 
 
 class RunError(FedSparsifyError):

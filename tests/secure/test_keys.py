@@ -29,8 +29,9 @@ def test_a_key_from_its_file_decrypts_what_the_first_one_encrypted(key: Key, tmp
     again = Key.load(path)
     assert again == key
     values = np.arange(-5, 6)
-    message = add([encrypt(key, values, client=0, round=1)], SCHEME, round=1, count=11)
-    assert decrypt(again, message, round=1, count=11)[0].tolist() == values.tolist()
+    upload = encrypt(key, values, client=0, round=1, context=b"run")
+    message = add([(0, upload)], SCHEME, round=1, count=11)
+    assert decrypt(again, message, round=1, count=11, context=b"run", least=1)[0].tolist() == values.tolist()
 
 
 def test_two_keys_differ_in_every_part(key: Key) -> None:
@@ -54,6 +55,7 @@ def test_a_key_file_is_never_overwritten(key: Key, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="a key is never overwritten"):
         make_key(SCHEME).save(path)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["clients.key"]
     with pytest.raises(ArgumentError, match="cannot be written"):
         key.save(tmp_path / "no folder" / "clients.key")
 

@@ -13,7 +13,7 @@ from fedsparsify.errors import ArgumentError
 from fedsparsify.secure import FixedPoint, Scheme
 
 
-@pytest.mark.parametrize(("participants", "bits", "plain"), [(1, 26, 18), (25, 26, 18), (28, 27, 18), (100, 27, 18)])
+@pytest.mark.parametrize(("participants", "bits", "plain"), [(1, 26, 18), (25, 26, 18), (27, 27, 18), (100, 27, 18)])
 def test_few_participants_need_the_smallest_ring(participants: int, bits: int, plain: int) -> None:
     assert Scheme.of(participants) == Scheme(1024, bits, plain)
 
@@ -27,7 +27,7 @@ def test_more_participants_get_a_larger_ring_and_too_many_are_refused() -> None:
 def test_the_noise_of_the_most_participants_fits_and_of_one_more_does_not() -> None:
     for scheme in (Scheme(), Scheme(1024, 27, 18), Scheme(2048, 36, 24)):
         room = scheme.modulus / (2 * scheme.plain_modulus)
-        noise = [8 * math.sqrt(k * (3.2**2 + 1 / 12)) for k in (scheme.participants, scheme.participants + 1)]
+        noise = [8 * math.sqrt(k * (21 / 2 + 1 / 12)) for k in (scheme.participants, scheme.participants + 1)]
         assert noise[0] <= room < noise[1]
         scheme.check(scheme.participants)
         with pytest.raises(ArgumentError, match="can add from 1 to"):
@@ -43,11 +43,30 @@ def test_the_noise_of_the_most_participants_fits_and_of_one_more_does_not() -> N
         ((1024, 26, 26), "plain_bits = 26 must be from 14 to less than modulus_bits = 26"),
         ((1024, 26, 10), "plain_bits = 10 must be from 14"),
         ((1024, 26, 24), "leave no room for noise"),
+        ((2048, 54, 27), "check values would overflow"),
+        ((2048, 20, 15), "there is no prime of 15 bits that is 1 modulo 4096"),
     ],
 )
 def test_parameters_that_cannot_work_are_refused(given: tuple[int, int, int], says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         Scheme(*given)
+
+
+def test_every_scheme_that_is_accepted_has_its_primes_and_its_sums_fit() -> None:
+    accepted = 0
+    for ring, most in ((1024, 27), (2048, 54)):
+        for bits in range(14, most + 1):
+            for plain in range(10, bits):
+                try:
+                    scheme = Scheme(ring, bits, plain)
+                except ArgumentError:
+                    continue
+                accepted += 1
+                assert scheme.modulus.bit_length() == bits and scheme.plain_modulus.bit_length() == plain
+                assert scheme.modulus % (2 * ring) == scheme.plain_modulus % (2 * ring) == 1
+                assert scheme.participants * (scheme.modulus - 1) < 1 << 64
+                assert scheme.values * (scheme.plain_modulus - 1) ** 2 < 1 << 63
+    assert accepted > 100
 
 
 @given(

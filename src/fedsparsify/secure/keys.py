@@ -54,18 +54,21 @@ class Key:
         """
         s = self.scheme
         body = _HEAD.pack(_MAGIC, s.ring.bit_length() - 1, s.modulus_bits, s.plain_bits) + self.checking + self.secret
+        whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(body + hashlib.sha256(body).digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(whole, path)  # the whole key or none, and never over another
         except FileExistsError:
             raise ArgumentError(
                 f"{path} is there already: a key is never overwritten, for what it has encrypted would be lost"
             ) from None
         except OSError as error:
             raise ArgumentError(f"{path} cannot be written ({error.strerror})") from error
-        with open(handle, "wb") as file:
-            file.write(body + hashlib.sha256(body).digest())
-            file.flush()
-            os.fsync(file.fileno())
+        finally:
+            whole.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Key:

@@ -2,7 +2,7 @@
 
 Brakerski, *Fully homomorphic encryption without modulus switching from classical GapSVP*, CRYPTO 2012; Fan and
 Vercauteren, ePrint 2012/144. A ciphertext hides N integers modulo t in polynomials modulo q. Each fresh one carries
-noise of standard deviation 3.2 in every coefficient; a sum of K carries sqrt(K) as much, and can be decrypted while
+noise of standard deviation 3.24 in every coefficient; a sum of K carries sqrt(K) as much, and can be decrypted while
 that stays below q / 2t. No multiplication is ever done, so that one small prime q is enough, and the ring may be as
 small as q's size allows: 27 bits at N = 1024, 54 at N = 2048 (homomorphicencryption.org's table, ternary secret, which
 the library enforces).
@@ -21,8 +21,9 @@ __all__ = ["Scheme"]
 CHECKS = 2
 """Places of a ciphertext that hold sums of its values under secret weights."""
 
-# Variance of a fresh ciphertext's noise, and of rounding the scaled plaintext to integers.
-_VARIANCE = 3.2**2 + 1 / 12
+# Variance of a fresh ciphertext's noise (the library counts 21 pairs of random bits, a little more than the 3.2 of the
+# standard squared), and of rounding the scaled plaintext to integers.
+_VARIANCE = 21 / 2 + 1 / 12
 
 # Standard deviations that the noise budget covers: beyond eight lies one coefficient in 10^15.
 _DEVIATIONS = 8.0
@@ -37,6 +38,8 @@ def _prime(bits: int, ring: int) -> int:
     candidate = (1 << bits) - 2 * ring + 1
     while not _is_prime(candidate):
         candidate -= 2 * ring
+    if candidate.bit_length() != bits:
+        raise ArgumentError(f"there is no prime of {bits} bits that is 1 modulo {2 * ring}")
     return candidate
 
 
@@ -82,6 +85,8 @@ class Scheme:
             raise ArgumentError(
                 f"plain_bits = {self.plain_bits} must be from {least} to less than modulus_bits = {self.modulus_bits}"
             )
+        if 2 * self.plain_bits + self.ring.bit_length() > 64:
+            raise ArgumentError(f"plain_bits = {self.plain_bits} are too many: check values would overflow")
         if self.modulus_bits > most:
             raise ArgumentError(
                 f"modulus_bits = {self.modulus_bits} must be at most {most} for 128 bits of security in a ring of"
@@ -94,9 +99,10 @@ class Scheme:
 
     @property
     def participants(self) -> int:
-        """Most ciphertexts that may be added: K with 8 sqrt(K (3.2^2 + 1/12)) <= q / 2t."""
+        """Most ciphertexts that may be added: K with 8 sqrt(K (21/2 + 1/12)) <= q / 2t."""
         room = self.modulus / (2 * self.plain_modulus)
-        return math.floor((room / _DEVIATIONS) ** 2 / _VARIANCE)
+        # Uploads are added in 64 bits before the remainder is taken.
+        return min(math.floor((room / _DEVIATIONS) ** 2 / _VARIANCE), (1 << 64 - self.modulus_bits) - 1)
 
     @property
     def modulus(self) -> int:

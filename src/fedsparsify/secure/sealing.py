@@ -4,11 +4,14 @@ SEAL's own encryption is used unchanged: its generator draws keys, seeds and noi
 bits of security. What is ours is how its objects are written: its binding saves and loads through files and always
 compresses them, so a ciphertext's two parts are taken out of what it saves, and put into what it loads. That layout
 (SEAL 4.1, format version 4.3) is checked wherever it is read, and the version of TenSEAL is pinned. The files are
-memory: nothing secret touches a disk.
+Linux's anonymous ones, in memory: nothing secret is written to a disk, unless the system swaps.
 
 Every ciphertext ends with :data:`.scheme.CHECKS` check values: sums of its values under weights that only the key's
-holders know, plus a number that depends on client, round and block. Sums of check values check the sum of values: a
-wrong key, an altered, repeated, missing or replayed ciphertext is found but with a chance of one in t^2.
+holders know, plus a number that depends on the client. Both depend on context, round, count and block. Sums of check
+values check the sum of values: that a wrong key, a repeated, missing or replayed ciphertext or an alteration changes
+the sum is found, but with a chance of one in t^2. The checks hold against those who have no key, if no client encrypts
+different values for one context and round. That a sum was refused tells whoever altered it something about the key,
+coefficient by coefficient: a key of which a sum was refused must not be used again.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import importlib
 import os
 import secrets
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,9 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, MissingExtraError, WireError
+from ..errors import ArgumentError, MissingExtraError, TamperedError, WireError
 from .keys import Key
-from .messages import SEED, Upload, Words, read_sum, unpack, write
+from .messages import SEED, SUMS, Kind, Sum, Words, read, unpack, write
 from .scheme import CHECKS, Scheme
 
 __all__ = ["decrypt", "encrypt", "expand", "make_key"]
@@ -58,23 +60,31 @@ def make_key(scheme: Scheme) -> Key:
     return Key.of(scheme, data, secrets.token_bytes(32))
 
 
-def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int) -> bytes:
+def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int, context: bytes) -> bytes:
     """Return an upload of integers.
 
     Args:
         key: the clients' key.
         values: int64[k], each above -t / 2 and below t / 2; so must be the sum of all clients'.
         client: whose they are.
-        round: the round that they belong to; no client may encrypt twice for one round and key.
+        round: the round that they belong to.
+        context: what else tells this sum from others under the key: run, attempt, payload. Who is asked again for the
+            same context and round sends the same bytes again, and encrypts nothing anew.
 
     Raises:
-        ArgumentError: a value is too large.
+        ArgumentError: a value is too large, or an argument out of its range.
     """
     scheme, t = key.scheme, key.scheme.plain_modulus
-    if values.size and int(np.abs(values).max()) > (t - 1) // 2:
-        raise ArgumentError(
-            f"a value of {int(np.abs(values).max())} is more than {(t - 1) // 2}, the largest that fits"
-        )
+    if values.dtype != np.int64 or values.ndim != 1:
+        raise ArgumentError(f"values must be int64[k], not {values.dtype} of shape {values.shape}")
+    for name, number in (("client", client), ("round", round)):
+        if not 0 <= number < 1 << 32:
+            raise ArgumentError(f"{name} = {number} must be from 0 to {(1 << 32) - 1}")
+    most = (t - 1) // 2
+    for largest in (int(values.min(initial=0)), int(values.max(initial=0))):
+        if abs(largest) > most:
+            raise ArgumentError(f"a value of {largest} does not fit: the largest are {most} and -{most}")
+    checks = _Checks(key, context, round, values.size)
     seal = _Seal.of(scheme)
     encryptor = seal.library.Encryptor(seal.context, seal.secret(key))
     blocks = scheme.blocks(values.size)
@@ -85,22 +95,39 @@ def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int) -> 
     plain = seal.library.Plaintext()
     with _memory() as path:
         for i, block in enumerate(padded.reshape(blocks, scheme.values)):
-            checks = (_check(key, round, i, block) + _names(key, round, i, [client])) % t
-            seal.encoder.encode(np.concatenate([block % t, checks]).tolist(), plain)
+            seal.encoder.encode(np.concatenate([block % t, checks.of(i, block, [client])]).tolist(), plain)
             encryptor.encrypt_symmetric(plain).save(path)
             first[i], seed = _ciphertext(_content(path), scheme)
             seeds.append(seed)
-    return write(Upload(scheme, key.identifier, round, values.size, (client,), first, b"".join(seeds)))
+    return write(Sum(Kind.UPLOAD, scheme, key.identifier, round, values.size, (client,), first, b"".join(seeds)))
 
 
-def decrypt(key: Key, message: bytes, *, round: int, count: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+def decrypt(
+    key: Key, message: bytes, *, round: int, count: int, context: bytes, least: int = 2
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     """Return the sum int64[count] of all participants' values, and who they are.
 
+    Args:
+        key: the clients' key.
+        message: from the server.
+        round: the round that is due.
+        count: values that are due.
+        context: as it was given to :func:`encrypt`.
+        least: fewest participants of a sum that is read; a sum of one is that one's values.
+
     Raises:
-        WireError: the message is malformed, or not the sum of just those participants' values under this key.
+        WireError: the message is malformed, not what is due, or of too few participants.
+        TamperedError: it is not the sum of just those participants' values. Do not use the key again, and do not tell
+            the server why.
     """
     scheme, t = key.scheme, key.scheme.plain_modulus
-    total = read_sum(message, scheme, key.identifier, round, count)
+    total = read(message, SUMS, scheme, key.identifier, round, count)
+    if len(total.participants) < least:
+        raise WireError(
+            f"encrypted message: a sum of {len(total.participants)} says too much of each: at least {least} are due"
+        )
+    checks = _Checks(key, context, round, count)
+    sound = True
     seal = _Seal.of(scheme)
     decryptor = seal.library.Decryptor(seal.context, seal.secret(key))
     adder = seal.library.Evaluator(seal.context)
@@ -119,18 +146,16 @@ def decrypt(key: Key, message: bytes, *, round: int, count: int) -> tuple[NDArra
                 whole = seal.whole(path, total.first[i], total.second[i])
             decryptor.decrypt(whole, plain)
             found = np.array(seal.encoder.decode_uint64(plain), np.int64)
-            block = found[: scheme.values]
-            due = (_check(key, round, i, block) + _names(key, round, i, total.participants)) % t
-            if not np.array_equal(found[scheme.values :], due):
-                raise WireError(
-                    f"encrypted message: ciphertext {i} is not the sum of what clients"
-                    f" {', '.join(map(str, total.participants[:8]))} have encrypted: it was altered, or too noisy"
-                )
-            values[i] = block
+            values[i] = found[: scheme.values]
+            # All of them, whatever is found: how long this takes must not say where a fault is.
+            sound &= np.array_equal(found[scheme.values :], checks.of(i, values[i], total.participants))
     flat = values.reshape(-1)
     centred = np.where(flat > t // 2, flat - t, flat)
-    if np.any(centred[count:]):
-        raise WireError("encrypted message: there are values behind the last")
+    if not sound or np.any(centred[count:]):
+        raise TamperedError(
+            "encrypted message: it is not the sum of what its clients have encrypted, but was altered, or is of another"
+            " context: stop, and make a new key"
+        )
     return centred[:count], total.participants
 
 
@@ -210,6 +235,7 @@ class _Seal:
 @cache
 def _library() -> Any:
     try:
+        importlib.import_module("zstandard")
         return importlib.import_module("tenseal.sealapi")
     except ImportError as error:
         raise MissingExtraError("Encryption", "encryption") from error
@@ -217,16 +243,14 @@ def _library() -> Any:
 
 @contextmanager
 def _memory() -> Iterator[str]:
-    """Yield the path of a file that exists in memory only, where the system can do that, and else is ours alone."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("fedsparsify")
-        try:
-            yield f"/proc/self/fd/{handle}"
-        finally:
-            os.close(handle)
-    else:  # pragma: no cover
-        with tempfile.TemporaryDirectory() as folder:
-            yield os.path.join(folder, "seal")
+    """Yield the path of a file that exists in memory only."""
+    if not hasattr(os, "memfd_create"):
+        raise ArgumentError("encryption needs Linux: elsewhere the library could write keys to disk only")
+    handle = os.memfd_create("fedsparsify")
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
 
 
 def _header(size: int) -> bytes:
@@ -275,24 +299,24 @@ def _ciphertext(body: bytes, scheme: Scheme) -> tuple[Words, bytes]:
     return np.frombuffer(body, "<u8", scheme.ring, start).astype(np.uint64), seed
 
 
-def _stream(key: Key, what: bytes, round: int, block: int, client: int, size: int) -> NDArray[np.int64]:
-    """Return int64[size] modulo t that only the key's holders can know."""
-    given = key.checking + what + struct.pack("<III", round, block, client)
-    drawn = np.frombuffer(hashlib.shake_256(given).digest(8 * size), "<u8")
-    return (drawn % np.uint64(key.scheme.plain_modulus)).astype(np.int64)
+class _Checks:
+    """Check values of one sum's ciphertexts."""
 
+    def __init__(self, key: Key, context: bytes, round: int, count: int) -> None:
+        self._t, self._values = key.scheme.plain_modulus, key.scheme.values
+        self._given = key.checking + hashlib.sha256(context).digest() + struct.pack("<IQ", round, count)
 
-def _check(key: Key, round: int, block: int, values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return int64[CHECKS], the values' sums under secret weights, modulo t."""
-    t, n = key.scheme.plain_modulus, len(values)
-    weights = _stream(key, b"weights", round, block, 0, CHECKS * n).reshape(CHECKS, n)
-    # t has at most 24 bits, a ring 2**11 places: below 2**59.
-    checks: NDArray[np.int64] = (weights * (values % t)).sum(axis=1) % t
-    return checks
+    def of(self, block: int, values: NDArray[np.int64], clients: Iterable[int]) -> NDArray[np.int64]:
+        """Return int64[CHECKS] for a ciphertext's values: their sums under secret weights, plus clients' numbers."""
+        weights = self._draw(b"weights", block, 0, CHECKS * self._values).reshape(CHECKS, self._values)
+        # A scheme's t and ring are such that these sums fit.
+        checks: NDArray[np.int64] = (weights * (values % self._t)).sum(axis=1) % self._t
+        for client in clients:
+            checks += self._draw(b"client", block, client, CHECKS)
+        return checks % self._t
 
-
-def _names(key: Key, round: int, block: int, clients: Iterable[int]) -> NDArray[np.int64]:
-    """Return int64[CHECKS], a number that says who takes part, modulo t."""
-    named = [_stream(key, b"client", round, block, client, CHECKS) for client in clients]
-    names: NDArray[np.int64] = np.sum(named, axis=0) % key.scheme.plain_modulus
-    return names
+    def _draw(self, what: bytes, block: int, client: int, size: int) -> NDArray[np.int64]:
+        """Return int64[size] modulo t that only the key's holders can know."""
+        given = self._given + what + struct.pack("<II", block, client)
+        drawn = np.frombuffer(hashlib.shake_256(given).digest(8 * size), "<u8")
+        return (drawn % np.uint64(self._t)).astype(np.int64)
