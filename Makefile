@@ -1,8 +1,8 @@
 # FedSparsify's commands; "make" alone lists them.
 
 PYTHON ?= python3
-# Files are shared out to a process a core and one more, in order: two files wait for other processes most of the time.
-PYTEST_ARGS ?= -q -n $(shell expr $$(nproc 2>/dev/null || echo 1) + 1) --dist loadfile --no-loadscope-reorder
+# Files are shared out to a process a core, in order: the one that waits for other processes comes early.
+PYTEST_ARGS ?= -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO_CONFIG ?= configs/fashion-mnist/demo.toml
 DEMO_ARGS ?=
 

@@ -63,7 +63,7 @@ class Without(Simulator):
 
 
 def simulated(
-    settings: Path, out: Path, monkeypatch: pytest.MonkeyPatch, missing: Missing | None = None
+    settings: Path, out: Path, monkeypatch: pytest.MonkeyPatch, missing: Missing | None = None, *overrides: str
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """Return the final model and the records of the same run in this process."""
     monkeypatch.setattr(runs, "Simulator", type("_", (Without,), {"missing": missing or {}}))
@@ -74,7 +74,7 @@ def simulated(
         def round_done(self, state: object, record: dict[str, Any]) -> None:
             records.append(record)
 
-    path = runs.start(prepare(load_settings(settings), "here"), out, [Keep()])
+    path = runs.start(prepare(load_settings(settings, overrides), "here"), out, [Keep()])
     return (path / "model.fsp").read_bytes(), records
 
 
