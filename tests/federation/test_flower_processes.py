@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("flwr")  # the extra "flower"
 
 from tests.federation.expected import DIGITS, failures, reasons, simulated, without_time
-from tests.federation.processes import SITES, Deployment, wait_for
+from tests.federation.processes import SITES, Deployment, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
 ) -> None:
     shutil.copytree(deployment.folder / "app", deployment.folder / "rubbish")
     (deployment.folder / "rubbish" / "federation_app.py").write_text(RUBBISH)
-    run = deployment.run("rubbish", app="rubbish")
+    run = deployment.run("rubbish", app="rubbish", set="run.rounds=4")
     run.finish()
     told = reasons(run.records, 2)
     assert "7 bytes are fewer" in told[1]
@@ -100,7 +100,7 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
     missing = {t: {2} for t in range(1, 5)}
     assert failures(run.records) == {t: [2] for t in missing}
     settings = deployment.folder / "app" / "settings.toml"
-    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing)
+    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing, "run.rounds=4")
     assert run.model == model
 
 
@@ -198,17 +198,6 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def supernode(deployment: Deployment, name: str, *arguments: str) -> str:
-    """Start a SuperNode with arguments of one's own and return what it says until it ends, or for ten seconds."""
-    command = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", f"127.0.0.1:{deployment.port}"]
-    deployment.start(name, [*command, "--max-retries", "1", *arguments], deployment.base)
-    words = ("not registered", "UNAUTHENTICATED", "CERTIFICATE_VERIFY_FAILED", "Unauthorized", "401", "403")
-    with suppress(AssertionError):
-        wait_for("it is refused", lambda: any(word in deployment.log(name) for word in words), 30)
-    deployment.kill(name)
-    return deployment.log(name)
-
-
 def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_refused(
     deployment: Deployment, tmp_path: Path
 ) -> None:
@@ -218,15 +207,22 @@ def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_
     deployment.own("deploy", "init", str(others), "--config", config, "--site", "eve", "--site", "fay")
     key = str(others / "sites" / "eve" / "node.key")
     right, wrong = str(deployment.folder / "sites" / "ada" / "ca.pem"), str(others / "sites" / "eve" / "ca.pem")
-    port = ("--port", str(9500 + os.getpid() % 400))
-    unregistered = supernode(
-        deployment, "eve", "--root-certificates", right, "--auth-supernode-private-key", key, *port
-    )
-    assert "Sent successfully" not in unregistered
-    supernode(deployment, "mallory", "--root-certificates", wrong, "--auth-supernode-private-key", key, *port)
-    supernode(deployment, "plain", "--insecure", *port)
+    strangers = {
+        "eve": ("--root-certificates", right, "--auth-supernode-private-key", key),
+        "mallory": ("--root-certificates", wrong, "--auth-supernode-private-key", key),
+        "plain": ("--insecure",),
+    }
+    program = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", f"127.0.0.1:{deployment.port}"]
+    for name, arguments in strangers.items():
+        port = ("--port", str(free_port()))
+        deployment.start(name, [*program, "--max-retries", "1", *arguments, *port], deployment.base)
+    words = ("not registered", "UNAUTHENTICATED", "CERTIFICATE_VERIFY_FAILED", "Unauthorized", "401", "403")
+    with suppress(AssertionError):  # not all of them say so
+        wait_for("they are refused", lambda: all(any(w in deployment.log(n) for w in words) for n in strangers), 30)
     assert sum(node["status"] == "online" for node in deployment.nodes()) == len(SITES)
-    for name in ("eve", "mallory", "plain"):
+    for name in strangers:
+        deployment.kill(name)
+        assert "Starting Flower SuperNode" in deployment.log(name), "it did try"
         assert "SuperNode ID" not in deployment.log(name), deployment.log(name)
 
 
