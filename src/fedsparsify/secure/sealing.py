@@ -55,8 +55,7 @@ def make_key(scheme: Scheme) -> Key:
     secret = seal.library.KeyGenerator(seal.context).secret_key()
     with _memory() as path:
         secret.save(path)
-        body = _content(path)
-    _, data = _plaintext(body)
+        data = _coefficients(_content(path))
     return Key.of(scheme, data, secrets.token_bytes(32))
 
 
@@ -191,10 +190,7 @@ class _Seal:
         self.encoder = library.BatchEncoder(self.context)
         self._scheme = scheme
         # What a ciphertext and a secret key of these parameters begin with.
-        probe = library.KeyGenerator(self.context).secret_key()
-        with _memory() as path:
-            probe.save(path)
-            self._digest, _ = _plaintext(_content(path))
+        self._digest = struct.pack("<4Q", *self.context.first_parms_id())
 
     @staticmethod
     @cache
@@ -279,11 +275,11 @@ def _content(path: str) -> bytes:
     return zstandard.ZstdDecompressor().decompressobj().decompress(data[_HEADER.size :])
 
 
-def _plaintext(body: bytes) -> tuple[bytes, Words]:
-    """Return the parameters' digest and the coefficients of what was saved."""
-    digest, count, _ = _PLAINTEXT.unpack_from(body)
+def _coefficients(body: bytes) -> Words:
+    """Return the coefficients of a plaintext that was saved."""
+    _, count, _ = _PLAINTEXT.unpack_from(body)
     start = _PLAINTEXT.size + _HEADER.size + _COUNT.size
-    return digest, np.frombuffer(body, "<u8", count, start).astype(np.uint64)
+    return np.frombuffer(body, "<u8", count, start).astype(np.uint64)
 
 
 def _ciphertext(body: bytes, scheme: Scheme) -> tuple[Words, bytes]:
