@@ -45,8 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy_texts": set(),
     "deploy": {"config", "deploy_keys", "deploy_texts", "errors", "files"},
     "supernode": {"errors"},
+    "keys_cli": BASE | {"config", "federation", "models", "secure", "terminal", "wire"},
     "deploy_cli": {"config", "deploy", "errors", "experiment", "supernode", "terminal"},
-    "cli": CONFIG | {"config", "deploy_cli", "experiment", "progress", "report", "runs", "sweep_cli", "terminal"},
+    "cli": CONFIG
+    | {"config", "deploy_cli", "experiment", "keys_cli", "progress", "report", "runs", "sweep_cli", "terminal"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "report", "runs"},
 }

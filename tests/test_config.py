@@ -144,7 +144,7 @@ def test_settings_are_frozen(config: Path) -> None:
 # digest
 
 
-WITHOUT_EFFECT = {"run.workers", "run.name", "run.tensorboard", "data.dir", "wire.link_memory"}
+WITHOUT_EFFECT = {"run.workers", "run.name", "run.tensorboard", "data.dir", "wire.link_memory", "encryption.key"}
 
 
 @pytest.mark.parametrize(
@@ -169,18 +169,22 @@ def test_every_other_key_changes_the_digest(config: Path) -> None:
     for table, key, field in keys():
         if table == "deployment" or f"{table}.{key}" in WITHOUT_EFFECT:
             continue
-        value: Any = {"kind": "classes", "uplink": "int8"}.get(key) or CHANGES[field.annotation]
+        value: Any = {"kind": "classes", "uplink": "int8", "scheme": "ckks"}.get(key) or CHANGES[field.annotation]
         if (table, key) == ("run", "rounds"):
             value = 4
-        digests.add(settings_with(table, key, value).digest)
+        digests.add(settings_with(table, key, value, **{"scheme": "bfv"} if table == "encryption" else {}).digest)
         count += 1
     digests.add(settings_with("model", "hidden", 9).digest)
     assert len(digests) == count + 1
 
 
-def settings_with(table: str, key: str, value: Any) -> Settings:
+def test_encryption_that_is_off_changes_no_digest(config: Path) -> None:
+    assert settings_with("encryption", "bound", 0.25).digest == load_settings(config).digest
+
+
+def settings_with(table: str, key: str, value: Any, **others: Any) -> Settings:
     tables = tomllib.loads(CONFIG)
-    tables.setdefault(table, {})[key] = value
+    tables[table] = {**tables.get(table, {}), **others, key: value}
     return settings_from(tables, "here")
 
 
@@ -212,7 +216,8 @@ def test_every_configuration_is_valid_and_is_what_its_name_says(path: Path) -> N
         rest = rest.removesuffix("-100-clients")
     else:
         assert (federation.clients, federation.participation) == (10, 1.0)
-    assert rest == {"iid": "-iid", "classes": "-non-iid"}[settings.partition.kind]
+    assert rest.endswith("-encrypted") == settings.encrypts
+    assert rest.removesuffix("-encrypted") == {"iid": "-iid", "classes": "-non-iid"}[settings.partition.kind]
     assert settings.partition.classes_per_client == 2
     assert (settings.run.rounds, settings.train.epochs, settings.train.batch_size) == (200, 4, 32)
     assert (settings.train.lr, settings.train.momentum) == (0.02, 0.0)
@@ -353,6 +358,8 @@ def accepted(row: Row, value: Any) -> bool:
         tables["federation"]["clients"] = 10
     if value == "groups":
         tables["data"]["name"] = "tests.test_config:grouped"
+    if row.table == "encryption":
+        tables["federation"]["min_clients"] = 2
     tables.setdefault(row.table, {})[row.key] = value
     try:
         prepare(settings_from(tables, "here"), "here", deployed=value == "sites")

@@ -203,6 +203,8 @@ constant = 3
 """
 own = write("own_code.py", OWN)
 
+ENCRYPTED = ("encryption.scheme=bfv", "federation.min_clients=2")
+
 CASES = [
     # The file
     Case("no such configuration", ("run", "nowhere.toml"), ("nowhere.toml cannot be read", "name a TOML file")),
@@ -307,6 +309,8 @@ CASES = [
     wrong("wire.uplink", "float16", "must be 'float32', 'bfloat16' or 'int8'"),
     wrong("wire.link_memory", "-1", "-1 must be at least 0"),
     wrong("wire.link_memory", "1048577", "must be at most 1048576"),
+    wrong("encryption.scheme", "rsa", "must be 'none', 'bfv' or 'ckks'"),
+    wrong("encryption.bound", "0", "0 must be more than 0"),
     # Names
     wrong("data.name", "digit", "unknown; did you mean digits?"),
     wrong("model.name", "2fc", "unknown; did you mean 2-fc?"),
@@ -440,6 +444,46 @@ CASES = [
         own_network("stubborn"),
         kept=False,
     ),
+    # Encryption
+    Case(
+        "encryption for a method whose server needs models",
+        set_(*ENCRYPTED, "method.name=feddst"),
+        ('encryption.scheme = "bfv"', 'method.name = "feddst" needs each client\'s model', "fedsparsify-global"),
+    ),
+    Case(
+        "encryption for a merge rule that needs models",
+        set_(
+            "encryption.scheme=bfv", "federation.min_clients=2", "method.name=fedsparsify-local", "method.merge=nonzero"
+        ),
+        ('with method.merge = "nonzero" needs each client\'s model',),
+    ),
+    Case(
+        "encryption of rounded updates",
+        set_("encryption.scheme=ckks", "federation.min_clients=2", "wire.uplink=int8"),
+        ('encryption.scheme = "ckks" rounds updates in its own way', 'leave out wire.uplink = "int8"'),
+    ),
+    Case(
+        "encryption of one alone",
+        set_("encryption.scheme=bfv"),
+        ("needs federation.min_clients of 2 or more, not 1", "shows all clients that one's model"),
+    ),
+    Case(
+        "an encryption key that is none",
+        set_(*ENCRYPTED, "encryption.key=tiny.toml"),
+        ("tiny.toml", "chmod 600"),
+    ),
+    Case("a key for nobody", ("keys", "new", "x.key", "--participants", "9999"), ("9999 participants are more than",)),
+    Case(
+        "a key over another file", ("keys", "new", "tiny.toml", "--participants", "9"), ("tiny.toml is there already",)
+    ),
+    Case(
+        "a key of an unknown scheme",
+        ("keys", "new", "x.key", "--participants", "9", "--scheme", "rsa"),
+        ("--scheme rsa is unknown; known are bfv, ckks",),
+    ),
+    Case("no key to check", ("keys", "check", "x.key"), ("x.key: the key cannot be read (No such file",)),
+    Case("a file that is no key", ("keys", "check", "tiny.toml"), ("tiny.toml", "chmod 600")),
+    Case("no locked model", ("keys", "open", "done", "--key", "x.key"), ("done/model.locked cannot be read",)),
     # Resuming
     Case("nothing to resume", ("resume", "nowhere"), ("nowhere is no run directory: it holds no config.toml",)),
     Case("resuming a file", ("resume", "tiny.toml"), ("tiny.toml is no run directory",)),

@@ -1,4 +1,4 @@
-"""The command line: ``fedsparsify run | resume | sweep | deploy | report | pack | partition | inspect``.
+"""The command line: ``fedsparsify run | resume | sweep | deploy | keys | report | pack | partition | inspect``.
 
 A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
 """
@@ -21,6 +21,7 @@ from rich.table import Table
 from .config import Settings, load_settings
 from .deploy_cli import deploy
 from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError, WireError
+from .keys_cli import keys
 from .sweep_cli import sweep
 from .terminal import PLAIN, new_console, own_command, terminable
 from .version import __version__
@@ -108,6 +109,7 @@ def resume(
 
 app.command()(sweep)
 app.add_typer(deploy, name="deploy")
+app.add_typer(keys, name="keys")
 
 
 @app.command()

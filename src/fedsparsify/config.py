@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataTable",
     "DeploymentTable",
+    "EncryptionTable",
     "FederationTable",
     "MethodTable",
     "ModelTable",
@@ -169,6 +170,17 @@ class WireTable(_Table):
     """Megabytes the server may spend on remembering what clients hold; less of it makes messages larger."""
 
 
+class EncryptionTable(_Table):
+    """``[encryption]``: merging without a server that sees models (extra ``encryption``)."""
+
+    scheme: Literal["none", "bfv", "ckks"] = "none"
+    """``none``; ``bfv``: exact sums of encrypted changes, for few bytes; ``ckks``: the usual way, to compare with."""
+    bound: float = Field(default=0.5, gt=0)
+    """Largest absolute value of a parameter's change in a round; larger ones are clipped. Smaller rounds finer."""
+    key: str = ""
+    """In a simulation, the clients' key file; empty makes one in the run directory."""
+
+
 class DeploymentTable(_Table):
     """``[deployment]``: a federation over Flower; of no effect in the simulator."""
 
@@ -214,6 +226,7 @@ class Settings(_Table):
     purge: PurgeTable = PurgeTable()
     train: TrainTable
     wire: WireTable = WireTable()
+    encryption: EncryptionTable = EncryptionTable()
     deployment: DeploymentTable = DeploymentTable()
 
     def to_toml(self) -> str:
@@ -236,9 +249,15 @@ class Settings(_Table):
                 "run": {"name", "workers", "tensorboard"},
                 "data": {"dir"},
                 "wire": {"link_memory"},
+                "encryption": {"key"} if self.encrypts else True,
                 "deployment": True,
             }
         )
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether models are merged under encryption."""
+        return self.encryption.scheme != "none"
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:

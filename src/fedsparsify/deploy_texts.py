@@ -223,13 +223,21 @@ _SUPERNODE = (
     + _PROCESS
     + _warning("ca.pem", "ask your coordinator for a new one")
     + """. ./site.conf
-case $DATA in
-    *[\\"\\\\]*) echo "$0: DATA in site.conf must be without quotes and backslashes" >&2; exit 2 ;;
-    "" | /*) ;;
-    *) DATA="$PWD/$DATA" ;;
-esac
+absolute() {{
+    case $2 in
+        *[\\"\\\\]*) echo "$0: $1 in site.conf must be without quotes and backslashes" >&2; exit 2 ;;
+        "" | /*) echo "$2" ;;
+        *) echo "$PWD/$2" ;;
+    esac
+}}
+DATA=$(absolute DATA "$DATA")
+KEY=$(absolute KEY "${{KEY:-}}")
 if [ -n "$DATA" ] && ! [ -d "$DATA" ]; then
     echo "$0: there is no folder $DATA: correct DATA in site.conf" >&2
+    exit 2
+fi
+if [ -n "$KEY" ] && ! [ -f "$KEY" ]; then
+    echo "$0: there is no file $KEY: correct KEY in site.conf" >&2
     exit 2
 fi
 # Flower's SuperNode (1.41) gives up when a connection breaks off in the middle of a handshake: it is started again.
@@ -244,7 +252,7 @@ trap stop INT TERM
 while :; do
     fedsparsify deploy supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
         --auth-supernode-private-key node.key --port "$LOCAL_PORT" \\
-        --node-config "data-dir=\\"$DATA\\" threads=$THREADS" "$@" &
+        --node-config "data-dir=\\"$DATA\\" threads=$THREADS key=\\"$KEY\\"" "$@" &
     child=$!
     status=0
     wait "$child" || status=$?
@@ -261,6 +269,9 @@ _CONF = """# Settings of {site}, read by start.sh.
 
 # Folder with this site's data; empty for what the app's settings or FEDSPARSIFY_DATA say.
 DATA=""
+
+# File of the key that all sites share, where the app's settings encrypt (fedsparsify keys); never the server's.
+KEY=""
 
 # Threads of torch. Several are faster for large networks, and may change the last bits of a result.
 THREADS=1

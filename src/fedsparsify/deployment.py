@@ -40,7 +40,8 @@ def client_app(file: str) -> Any:
     """Return the ClientApp of the app whose settings lie beside ``file``.
 
     A SuperNode's ``--node-config`` may say ``data-dir`` (folder with the site's data, instead of the settings'
-    ``data.dir``) and ``threads`` (of torch; 1 if not given, and more of them may change the last bits of a result).
+    ``data.dir``), ``threads`` (of torch; 1 if not given, and more of them may change the last bits of a result) and
+    ``key`` (file of the clients' key, where the settings encrypt).
 
     Returns:
         A ``flwr.clientapp.ClientApp``.
@@ -61,6 +62,7 @@ def client_app(file: str) -> Any:
             "set": [text for text in _overrides(node.run_config) if not text.startswith("deployment.")],
             "data-dir": str(node.node_config.get("data-dir", "")),
             "threads": node.node_config.get("threads", 1),
+            "key": str(node.node_config.get("key", "")),
             # Flower starts this process from one that lives as long as the SuperNode.
             "watched": os.getppid(),
             "idle": _IDLE,

@@ -17,17 +17,28 @@ from .algorithms import Method
 from .config import Settings
 from .data import Dataset, as_dataset, partition
 from .errors import ArgumentError, ConfigError
-from .federation.engine import check_federation
+from .federation.engine import check_federation, taking_part
 from .layout import ParameterLayout
 from .merge import MERGE_RULES
 from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
+from .secure import CIPHERS, AnyScheme
 from .state import Floats, ModelState
 from .tune import Tuner, TuneSettings
 
-__all__ = ["Experiment", "Split", "check_all", "check_values", "deal", "given", "make_method", "prepare"]
+__all__ = [
+    "Experiment",
+    "Split",
+    "check_all",
+    "check_encryption",
+    "check_values",
+    "deal",
+    "given",
+    "make_method",
+    "prepare",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +163,7 @@ def check_all(runs: Iterable[tuple[Settings, str]], *, progress: bool = True) ->
             _check_federation(settings, dealt[dealing])
             if trial not in tried:
                 tried[trial] = _try_out(settings, test)
-            make_method(settings, tried[trial])
+            check_encryption(settings, make_method(settings, tried[trial]), dealt[dealing])
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(f"{place}: {error}") from error
 
@@ -170,7 +181,8 @@ def check_values(settings: Settings, place: str) -> None:
     try:
         _check(settings)
         module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
-        make_method(settings, ParameterLayout.of(module))
+        method = make_method(settings, ParameterLayout.of(module))
+        check_encryption(settings, method, settings.federation.clients)
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(f"{place}: {error}") from error
 
@@ -239,7 +251,52 @@ def _assemble(settings: Settings, split: Split, module: nn.Module) -> Experiment
     clients = settings.federation.clients if settings.partition.kind == "sites" else len(split.clients)
     _check_federation(settings, clients)
     train = TuneSettings(**settings.train.model_dump())
-    return Experiment(settings, split, module, make_method(settings, ParameterLayout.of(module)), train, clients)
+    method = make_method(settings, ParameterLayout.of(module))
+    check_encryption(settings, method, clients)
+    return Experiment(settings, split, module, method, train, clients)
+
+
+def check_encryption(settings: Settings, method: Method, clients: int) -> None:
+    """Refuse an encrypted federation that would leak, or cannot work.
+
+    Args:
+        settings: validated settings.
+        method: that they name.
+        clients: how many there are.
+
+    Raises:
+        ConfigError: settings that exclude each other.
+        ArgumentError: more participants than a sum can carry.
+    """
+    if not settings.encrypts:
+        return
+    here = f'encryption.scheme = "{settings.encryption.scheme}"'
+    if method.merges == "models":
+        variant = f' with method.merge = "{settings.method.merge}"' if settings.method.name in _VARIANTS else ""
+        raise ConfigError(
+            f'{here}: the server of method.name = "{settings.method.name}"{variant} needs each client\'s model, not'
+            " only their average: choose fedsparsify-global, fedsparsify-local or another that merges an average"
+        )
+    if settings.wire.uplink != "float32":
+        raise ConfigError(f'{here} rounds updates in its own way: leave out wire.uplink = "{settings.wire.uplink}"')
+    if settings.federation.min_clients < 2:
+        raise ConfigError(
+            f"{here} needs federation.min_clients of 2 or more, not {settings.federation.min_clients}: a sum of one"
+            " shows all clients that one's model"
+        )
+    _scheme(settings, clients)
+
+
+def scheme_of(experiment: Experiment) -> AnyScheme:
+    """Return with which parameters an experiment encrypts: what its most participants in a round need."""
+    return _scheme(experiment.settings, experiment.clients)
+
+
+def _scheme(settings: Settings, clients: int) -> AnyScheme:
+    return CIPHERS[settings.encryption.scheme].scheme(taking_part(clients, settings.federation.participation))
+
+
+_VARIANTS = ("fedsparsify-local",)
 
 
 def _check(settings: Settings) -> None:

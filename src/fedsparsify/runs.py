@@ -16,14 +16,26 @@ import torch
 from torch import nn
 
 from .config import OWN, load_settings, settings_from
-from .errors import CheckpointError, ConfigError
-from .experiment import Experiment, given, prepare
+from .errors import ArgumentError, CheckpointError, ConfigError
+from .experiment import Experiment, given, prepare, scheme_of
 from .federation import Federation, Observer, RunDirectory, Simulator, Transport
+from .federation.checkpoint import Form, States
+from .federation.encrypted import (
+    EncryptedClient,
+    EncryptedFederation,
+    EncryptedTransport,
+    Keyring,
+    LockedState,
+    LockedStates,
+    open_model,
+)
 from .federation.pool import default_workers
 from .layout import ParameterLayout
+from .secure import CIPHERS, Key
 from .sparse import Calibration, processor, targets
 from .state import ModelState, ServerState
 from .version import __version__
+from .wire import Kind, Message, encode
 
 __all__ = ["Connect", "default_directory", "federate", "go_on", "resume", "start"]
 
@@ -50,9 +62,12 @@ def start(
         state = _initial(experiment, simulator.layout)
         simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
         settings = experiment.settings
+        keyring = _keyring(experiment) if settings.encrypts and connect is None else None
         run = RunDirectory.create(
             out, settings.to_toml(), _info(experiment, simulator), _digest(experiment, simulator.layout)
         )
+        if settings.encrypts:
+            return _drive_encrypted(experiment, simulator, run, None, observers, connect, keyring)
         return _drive(experiment, simulator, run, state, observers, connect)
 
 
@@ -148,11 +163,13 @@ def go_on(
     with _simulator(experiment, calibration, alone=connect is not None) as simulator:
         run = RunDirectory.open(path, _digest(experiment, simulator.layout))
         try:
-            run.expect(simulator.layout)
+            run.expect(_form(experiment, simulator.layout))
             state = run.load()
         except BaseException:
             run.close()
             raise
+        if experiment.settings.encrypts:
+            return _drive_encrypted(experiment, simulator, run, state, observers, connect)
         recorded = state is not None  # else it was killed before the initial model was recorded
         state = state or _initial(experiment, simulator.layout)
         return _drive(experiment, simulator, run, state, observers, connect, recorded)
@@ -188,10 +205,85 @@ def _drive(
     )
     with ExitStack() as stack:
         stack.callback(run.close)
-        run.expect(simulator.layout)
+        run.expect(_form(experiment, simulator.layout))
         final = federation.run(state, [run, *observers], recorded=recorded)
-        run.finish(final)
+        run.finish(encode(Message(Kind.MODEL, final.round, final.model), simulator.layout))
     return run.path
+
+
+def _drive_encrypted(
+    experiment: Experiment,
+    simulator: Simulator,
+    run: RunDirectory,
+    state: LockedState | None,
+    observers: Sequence[Observer],
+    connect: Connect | None,
+    keyring: Keyring | None = None,
+) -> Path:
+    """Run under encryption; ``keyring`` is what a new simulation's clients use, else it is in the run directory."""
+    settings, layout = experiment.settings, simulator.layout
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        form = _form(experiment, layout)
+        run.expect(form)
+        if connect is not None:
+            transport = connect(layout, simulator.calibration)
+        else:
+            keyring = _kept_keyring(experiment, run.path, keyring, new=state is None)
+            initial = _initial(experiment, layout).model
+
+            def client(k: int) -> EncryptedClient:
+                examples = len(experiment.split.clients[k])
+                return EncryptedClient(k, examples, experiment.method, layout, initial, keyring, simulator.evaluate)
+
+            transport = EncryptedTransport(simulator, client)
+        federation = EncryptedFederation(
+            method=experiment.method,
+            layout=layout,
+            transport=transport,
+            cipher=CIPHERS[settings.encryption.scheme],
+            scheme=scheme_of(experiment),
+            clients=experiment.clients,
+            rounds=settings.run.rounds,
+            seed=settings.run.seed,
+            participation=settings.federation.participation,
+            min_clients=settings.federation.min_clients,
+        )
+        final = federation.run(state, [run, *observers])
+        if connect is not None or keyring is None:
+            run.finish(form.write(final), "model.locked")
+        else:
+            model = open_model(keyring.key, final.model, final.run, final.round, layout).model
+            run.finish(encode(Message(Kind.MODEL, final.round, model), layout))
+    return run.path
+
+
+def _keyring(experiment: Experiment, path: Path | None = None) -> Keyring:
+    """Return the key of a simulation's clients: of the file that settings name, or of ``path``, or a new one."""
+    settings = experiment.settings
+    cipher, scheme = CIPHERS[settings.encryption.scheme], scheme_of(experiment)
+    path = Path(settings.encryption.key).expanduser() if settings.encryption.key else path
+    key = cipher.make_key(scheme) if path is None else Key.load(path)
+    try:
+        return Keyring(cipher, key, scheme, settings.encryption.bound, path)
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _kept_keyring(experiment: Experiment, folder: Path, given: Keyring | None, *, new: bool) -> Keyring:
+    """Return the key of a simulation's clients after seeing to it that a resumed run will find it."""
+    path = folder / "clients.key"
+    if given is None and (path.exists() or not new):
+        return _keyring(experiment, path)
+    keyring = given or _keyring(experiment)
+    if keyring.path is None:
+        keyring.key.save(path)
+        keyring = replace(keyring, path=path)
+    return keyring
+
+
+def _form(experiment: Experiment, layout: ParameterLayout) -> Form:
+    return LockedStates(layout) if experiment.settings.encrypts else States(layout)
 
 
 def _simulator(experiment: Experiment, calibration: Calibration | None = None, *, alone: bool = False) -> Simulator:

@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import experiment
 from .config import load_settings
-from .errors import ArgumentError, FederationError, FedSparsifyError
-from .federation.client import Client
+from .errors import ArgumentError, ConfigError, FederationError, FedSparsifyError
+from .experiment import Experiment, scheme_of
+from .federation.client import Client, evaluate
+from .federation.encrypted import EncryptedClient, EncryptedSite, Keyring
 from .federation.site import Site
 from .federation.warm import serve
+from .secure import CIPHERS, Key
 from .sparse import Calibration
+from .state import ModelState
 from .tune import Tuner
 
 __all__ = ["main"]
@@ -41,7 +48,7 @@ class _Worker:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self._facts = facts
-        self._site: Site | None = None
+        self._site: Site | EncryptedSite | None = None
 
     def answer(self, request: bytes) -> bytes:
         """Return 0 and the update, or 1 and why there is none."""
@@ -56,7 +63,7 @@ class _Worker:
             traceback.print_exc()
             return b"\x01" + f"{type(error).__name__}: the log of its SuperNode says more".encode()
 
-    def _make(self, calibration: str) -> Site:
+    def _make(self, calibration: str) -> Site | EncryptedSite:
         facts = self._facts
         overrides = list(facts["set"])
         if facts["data-dir"]:
@@ -75,7 +82,32 @@ class _Worker:
                 raise ArgumentError(f"client {client} has no example; leave it out or give it some")
             return Client(client, data, prepared.method, tuner, settings.run.seed, settings.wire.uplink)
 
-        return Site(make)
+        site = Site(make)
+        return site if not settings.encrypts else _encrypted(site, make, prepared, facts["key"])
+
+
+def _encrypted(site: Site, make: Callable[[int], Client], prepared: Experiment, key: str) -> EncryptedSite:
+    settings = prepared.settings
+    if not key:
+        raise ConfigError(
+            "this federation encrypts, and this site has no key: say where it is in site.conf (KEY), or start the"
+            " SuperNode with key in its --node-config"
+        )
+    path = Path(key).expanduser()
+    try:
+        cipher = CIPHERS[settings.encryption.scheme]
+        keyring = Keyring(cipher, Key.load(path), scheme_of(prepared), settings.encryption.bound, path)
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+    def encrypted(client: int) -> EncryptedClient:
+        own = make(client)
+        w, buffers = own.tuner.layout.read(prepared.module)
+        initial = ModelState(w, np.ones(w.shape, np.bool_), buffers)
+        judge = partial(evaluate, own.tuner, test=prepared.split.test)
+        return EncryptedClient(client, len(own.data), prepared.method, own.tuner.layout, initial, keyring, judge)
+
+    return EncryptedSite(site, encrypted)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import pytest
 from fedsparsify import algorithms
 from fedsparsify.data import Dataset
 from fedsparsify.federation import Reply, RunDirectory, Transport
+from fedsparsify.federation.checkpoint import States
 from fedsparsify.federation.engine import Record
 from fedsparsify.layout import ParameterLayout
+from fedsparsify.merge import average_of, majority_of, merge_models
 from fedsparsify.sparse import available
 from fedsparsify.state import ClientUpdate, Floats, Mask, ModelState, ServerState
 from fedsparsify.wire import Kind, Message, encode, request_full
@@ -235,13 +237,13 @@ class _KilledAfter:
 def test_a_resumed_run_gives_the_same_bits(setup: Setup, stopped_after: int, tmp_path: Path) -> None:
     run, digest = reference(setup), bytes(32)
     directory = RunDirectory.create(tmp_path / "run", "", {}, digest)
-    directory.expect(run.layout)
+    directory.expect(States(run.layout))
     with pytest.raises(_Killed):
         setup.run(observers=[directory, _KilledAfter(stopped_after)])
     directory.close()
 
     reopened = RunDirectory.open(tmp_path / "run", digest)
-    reopened.expect(run.layout)
+    reopened.expect(States(run.layout))
     start = reopened.load()
     assert start is not None
     assert bits_of(start) == run.bits[stopped_after]
@@ -289,6 +291,21 @@ def test_the_number_of_workers_changes_no_bit(setup: Setup, workers: int) -> Non
     run = setup.run(workers=workers)
     assert run.bits == reference(setup).bits
     assert run.records == reference(setup).records
+
+
+@every_setup
+def test_a_method_that_says_it_merges_an_average_or_a_vote_needs_nothing_else(setup: Setup) -> None:
+    run = reference(setup)
+    rule = {"average": average_of, "vote": majority_of, "models": None}[run.method.merges]
+    if rule is None:
+        return
+    assert run.method.starts == "dense" and not any(run.method.sends(t) for t in range(ROUNDS + 1))
+    for t in range(1, ROUNDS + 1):
+        before, updates = run.states[t - 1], [update for _, update in sorted(run.updates[t].items())]
+        merged = merge_models(updates, rule, before.model.mask)
+        alone = ClientUpdate(0, t, merged, sum(update.num_examples for update in updates))
+        after = run.method.server_update(before, iter([alone]), t)
+        assert bits_of(after)[:4] == run.bits[t][:4]  # clients keep memory of their own
 
 
 @every_setup

@@ -15,9 +15,10 @@ from torch import nn
 
 from fedsparsify.errors import CheckpointError, RunError
 from fedsparsify.federation import RunDirectory
+from fedsparsify.federation.checkpoint import States
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import ModelState, ServerState
-from fedsparsify.wire import Kind, Message, decode, encode
+from fedsparsify.wire import Kind, Message, encode
 
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
 DIGEST = bytes(range(32))
@@ -40,7 +41,7 @@ def record(round: int) -> dict[str, Any]:
 def run(tmp_path: Path) -> Iterator[Path]:
     """A run directory with rounds 0 to 3, that nobody holds."""
     directory = RunDirectory.create(tmp_path / "run", "[run]\n", INFO, DIGEST)
-    directory.expect(LAYOUT)
+    directory.expect(States(LAYOUT))
     for t in range(4):
         directory.round_done(state(t), record(t))
     directory.close()
@@ -51,7 +52,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
 def reopened(path: Path, digest: bytes = DIGEST, layout: ParameterLayout = LAYOUT) -> ServerState | None:
     directory = RunDirectory.open(path, digest)
     try:
-        directory.expect(layout)
+        directory.expect(States(layout))
         return directory.load()
     finally:
         directory.close()
@@ -83,21 +84,19 @@ def test_all_that_the_server_knows_comes_back(run: Path) -> None:
     assert same(reopened(run), state(3))
 
 
-def test_the_final_model_is_a_message_that_anybody_can_read(run: Path) -> None:
+def test_the_final_model_is_written_as_a_whole(run: Path) -> None:
     directory = RunDirectory.open(run, DIGEST)
-    directory.expect(LAYOUT)
-    directory.finish(state(3))
+    directory.finish(b"the model")
     directory.close()
-    message = decode((run / "model.fsp").read_bytes(), LAYOUT)
-    assert (message.kind, message.round) == (Kind.MODEL, 3)
-    assert np.array_equal(message.model.w, state(3).model.w)
+    assert (run / "model.fsp").read_bytes() == b"the model"
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_a_record_without_its_checkpoint_is_dropped_and_made_again(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps(record(4)) + "\n")
     directory = RunDirectory.open(run, DIGEST)
-    directory.expect(LAYOUT)
+    directory.expect(States(LAYOUT))
     assert same(directory.load(), state(3))
     directory.round_done(state(4), {**record(4), "accuracy": 0.6})
     directory.close()
@@ -116,7 +115,7 @@ def test_a_checkpoint_is_never_without_its_record(run: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "replace", noted)
     directory = RunDirectory.open(run, DIGEST)
-    directory.expect(LAYOUT)
+    directory.expect(States(LAYOUT))
     directory.load()
     directory.round_done(state(4), record(4))
     directory.close()
@@ -276,7 +275,7 @@ def test_a_creation_that_fails_in_a_folder_that_was_there_leaves_it_empty(
 @pytest.mark.parametrize("write", [1, 3])  # of the record, of the checkpoint
 def test_a_full_disk_in_mid_run_keeps_the_round_before(write: int, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RunDirectory.open(run, DIGEST)
-    directory.expect(LAYOUT)
+    directory.expect(States(LAYOUT))
     directory.load()
     sync, count = os.fsync, 0
 

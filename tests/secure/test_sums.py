@@ -233,7 +233,7 @@ def test_a_sum_of_too_few_is_not_read(key: Key, uploads: list[bytes]) -> None:
 def test_nobody_and_the_same_client_twice_and_another_clients_are_refused(uploads: list[bytes]) -> None:
     with pytest.raises(ArgumentError, match="can add from 1 to"):
         total_of([])
-    with pytest.raises(WireError, match="client 0 has already given its values"):
+    with pytest.raises(WireError, match="client 0: it has already given its values"):
         add([(0, uploads[0]), (0, uploads[0])], SCHEME, round=ROUND, count=COUNT)
     with pytest.raises(WireError, match="client 1: the encrypted message says that client 0 sent it"):
         add([(1, uploads[0])], SCHEME, round=ROUND, count=COUNT)

@@ -20,7 +20,7 @@ def fedavg() -> Method:
     def client_update(model: ModelState, t: int, local: Local) -> ModelState:
         return local.tune(model)
 
-    return Method("fedavg", client_update, average)
+    return Method("fedavg", client_update, average, merges="average")
 
 
 def average(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:

@@ -31,4 +31,4 @@ def fedavg_momentum(momentum: float = 0.5) -> Method:
     def client_update(model: ModelState, t: int, local: Local) -> ModelState:
         return local.tune(model, momentum=momentum)
 
-    return Method("fedavg-momentum", client_update, average)
+    return Method("fedavg-momentum", client_update, average, merges="average")

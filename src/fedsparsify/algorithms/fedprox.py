@@ -31,4 +31,4 @@ def fedprox(proximal: float = 0.01) -> Method:
     def client_update(model: ModelState, t: int, local: Local) -> ModelState:
         return local.tune(model, proximal=proximal)
 
-    return Method("fedprox", client_update, average)
+    return Method("fedprox", client_update, average, merges="average")

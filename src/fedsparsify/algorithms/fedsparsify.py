@@ -23,6 +23,7 @@ Masks are nested, m_t <= m_(t-1): purge chooses among survivors only.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from ..merge import MergeRule, average_of, majority_of, merge_models
 from ..purge import Purge
@@ -48,7 +49,7 @@ def fedsparsify_global(schedule: Schedule, purge: Purge) -> Method:
         merged = merge_models(updates, average_of, state.model.mask)
         return ServerState(t, merged.under(purge(merged.w, schedule(t), state.model.mask)))
 
-    return Method("fedsparsify-global", client_update, server_update, schedule)
+    return Method("fedsparsify-global", client_update, server_update, schedule, merges="average")
 
 
 def fedsparsify_local(schedule: Schedule, purge: Purge, merge: MergeRule = majority_of) -> Method:
@@ -67,4 +68,5 @@ def fedsparsify_local(schedule: Schedule, purge: Purge, merge: MergeRule = major
     def server_update(state: ServerState, updates: Iterable[ClientUpdate], t: int) -> ServerState:
         return ServerState(t, merge_models(updates, merge, state.model.mask))
 
-    return Method("fedsparsify-local", client_update, server_update, schedule, exact=False)
+    merges: Literal["vote", "models"] = "vote" if merge is majority_of else "models"
+    return Method("fedsparsify-local", client_update, server_update, schedule, exact=False, merges=merges)

@@ -94,6 +94,9 @@ class Method:
         starts: how the model that round 1 broadcasts comes about: ``"dense"``, as it was initialised; or by a round 0
             of both functions before training, with nobody but the server, one client, or as many as in any round.
         sends: round -> names of the float32[n] vectors that an update carries beside its model.
+        merges: what the server needs of the updates, for merging under encryption: their ``"average"`` sum p_k w_k
+            alone; with it the masks' ``"vote"``, as :func:`~fedsparsify.merge.majority_of`; or each, ``"models"``.
+            Where it is not ``"models"``, ``server_update`` must make the same of one update that holds the average.
     """
 
     name: str
@@ -105,3 +108,4 @@ class Method:
     averages: bool = True
     starts: Literal["dense", "server", "one client", "participants"] = "dense"
     sends: Callable[[int], tuple[str, ...]] = _nothing
+    merges: Literal["average", "vote", "models"] = "models"

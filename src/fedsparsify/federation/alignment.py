@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..state import ModelState
 
-__all__ = ["Alignment"]
+__all__ = ["Alignment", "overlap"]
 
 
 class Alignment:
@@ -51,11 +52,16 @@ class Alignment:
     @property
     def mask_overlap(self) -> float | None:
         """Mean pairwise Jaccard index of the client masks, in [0, 1]; None for fewer than two clients."""
-        if len(self._masks) < 2:
-            return None
-        if all(np.array_equal(mask, self._masks[0]) for mask in self._masks):
-            return 1.0
-        return float(np.mean([_jaccard(a, b) for a, b in combinations(self._masks, 2)]))
+        return overlap(self._masks)
+
+
+def overlap(masks: Sequence[NDArray[np.uint8]]) -> float | None:
+    """Return the mean pairwise Jaccard index of packed masks, in [0, 1]; None for fewer than two."""
+    if len(masks) < 2:
+        return None
+    if all(np.array_equal(mask, masks[0]) for mask in masks):
+        return 1.0
+    return float(np.mean([_jaccard(a, b) for a, b in combinations(masks, 2)]))
 
 
 def _square(vector: NDArray[np.float64]) -> float:

@@ -6,15 +6,18 @@
     run.json          what the report needs besides: network, partition, schedule, machine
     metrics.jsonl     one record a round, from round 0
     checkpoint.fsp    the server's state after the last finished round
-    model.fsp         the final model, when all rounds are done
+    model.fsp         the final model, when all rounds are done; under encryption, where the server has no key,
+                      model.locked, which ``fedsparsify keys open`` makes it of
+    clients.key       of a simulation under encryption: the key that was made for its clients
     report.html       written by ``fedsparsify report``
     .lock             held while a process works in the directory
     .*.tmp            left by a kill in the middle of a write; the next resume removes it
 
 A checkpoint is 32 bytes, the SHA-256 of the settings that change results, then a message as ``wire/FORMAT.md``
-specifies. Every file is replaced as a whole. ``config.toml`` is the last file of a new directory, so that one killed
-before it is no run yet, and free to be used. A round's record is written before its checkpoint, so a directory holds
-all records up to its checkpoint, and at most one more, which ``resume`` drops and makes again.
+specifies, or under encryption one of ``encrypted/messages.py``. Every file is replaced as a whole. ``config.toml`` is
+the last file of a new directory, so that one killed before it is no run yet, and free to be used. A round's record is
+written before its checkpoint, so a directory holds all records up to its checkpoint, and at most one more, which
+``resume`` drops and makes again.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -32,12 +35,52 @@ from ..files import remove_leftovers, write_atomically
 from ..layout import ParameterLayout
 from ..state import ServerState
 from ..wire import Kind, Message, decode, encode
-from .engine import Record
+from .engine import Record, State
 
-__all__ = ["RunDirectory", "message_in"]
+__all__ = ["Form", "RunDirectory", "States", "message_in"]
 
 _DIGEST_BYTES = 32
-_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp")
+_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked")
+
+
+class Form(Protocol):
+    """How the states of a run are written."""
+
+    def write(self, state: Any) -> bytes:
+        """Return a state's bytes."""
+        ...
+
+    def read(self, data: bytes) -> State:
+        """Return the state.
+
+        Raises:
+            WireError: the bytes are malformed.
+        """
+        ...
+
+
+class States:
+    """The form of a server's states.
+
+    Args:
+        layout: the network that they are of.
+    """
+
+    def __init__(self, layout: ParameterLayout) -> None:
+        self._layout = layout
+
+    def write(self, state: ServerState) -> bytes:
+        """Return a state's bytes."""
+        return encode(Message(Kind.CHECKPOINT, state.round, state.model, memory=state.memory), self._layout)
+
+    def read(self, data: bytes) -> ServerState:
+        """Return the state.
+
+        Raises:
+            WireError: the bytes are malformed.
+        """
+        message = decode(data, self._layout, expected=Kind.CHECKPOINT)
+        return ServerState(message.round, message.model, message.memory)
 
 
 class RunDirectory:
@@ -51,7 +94,7 @@ class RunDirectory:
         self.path = path
         self._digest = digest
         self._lock = lock
-        self._layout: ParameterLayout | None = None
+        self._form: Form | None = None
         self._lines: list[str] = []
 
     @classmethod
@@ -112,17 +155,17 @@ class RunDirectory:
         """Let go of the directory."""
         self._lock.release()
 
-    def expect(self, layout: ParameterLayout) -> None:
-        """Say which network the states are of; needed before the first round is recorded."""
-        self._layout = layout
+    def expect(self, form: Form) -> None:
+        """Say how states are written; needed before the first round is recorded."""
+        self._form = form
 
-    def load(self) -> ServerState | None:
+    def load(self) -> Any | None:
         """Return the last finished round's state, or None if the run was killed before round 0 was finished.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another configuration or network, or lacks its records.
         """
-        assert self._layout is not None
+        assert self._form is not None
         path = self.path / "checkpoint.fsp"
         if not path.exists():
             if len(self._read_records()) > 1:
@@ -142,22 +185,22 @@ class RunDirectory:
                 " config.toml it was run with, or start a new run"
             )
         try:
-            message = decode(content[_DIGEST_BYTES:], self._layout, expected=Kind.CHECKPOINT)
+            state = self._form.read(content[_DIGEST_BYTES:])
         except WireError as error:
             raise CheckpointError(f"{path} cannot be used ({error}): restore it, or start a new run") from error
-        lines = self._read_records()[: message.round + 1]
-        if len(lines) != message.round + 1:
+        lines = self._read_records()[: state.round + 1]
+        if len(lines) != state.round + 1:
             raise CheckpointError(
-                f"{self.path / 'metrics.jsonl'} holds {len(lines)} of the {message.round + 1} records up to the"
-                f" checkpoint of round {message.round}: restore it, or start a new run"
+                f"{self.path / 'metrics.jsonl'} holds {len(lines)} of the {state.round + 1} records up to the"
+                f" checkpoint of round {state.round}: restore it, or start a new run"
             )
         self._lines = lines
-        return ServerState(message.round, message.model, message.memory)
+        return state
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """Nothing is kept within a round."""
 
-    def round_done(self, state: ServerState, record: Record) -> None:
+    def round_done(self, state: State, record: Record) -> None:
         """Keep a finished round: its record first, then the checkpoint.
 
         Raises:
@@ -165,15 +208,12 @@ class RunDirectory:
         """
         self._lines.append(json.dumps(record))
         write_atomically(self.path / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
-        message = Message(Kind.CHECKPOINT, state.round, state.model, memory=state.memory)
-        assert self._layout is not None
-        write_atomically(self.path / "checkpoint.fsp", self._digest + encode(message, self._layout))
+        assert self._form is not None
+        write_atomically(self.path / "checkpoint.fsp", self._digest + self._form.write(state))
 
-    def finish(self, state: ServerState) -> None:
+    def finish(self, model: bytes, name: str = "model.fsp") -> None:
         """Write the final model."""
-        assert self._layout is not None
-        message = Message(Kind.MODEL, state.round, state.model)
-        write_atomically(self.path / "model.fsp", encode(message, self._layout))
+        write_atomically(self.path / name, model)
 
     def _read_records(self) -> list[str]:
         path = self.path / "metrics.jsonl"

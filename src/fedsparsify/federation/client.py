@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,31 @@ from ..data import Dataset
 from ..layout import ParameterLayout
 from ..randomness import derive
 from ..state import Floats, ModelState
-from ..tune import GradientOf, Tuner
+from ..tune import Evaluation, GradientOf, Tuner
 from ..wire import Coding, Kind, Message, Reference, decode, encode
 from .links import mean_step, step_between
 
-__all__ = ["Client", "Held", "Received", "receive"]
+__all__ = ["SHARD", "Client", "Held", "Received", "evaluate", "receive", "whole"]
+
+
+SHARD = 2000
+"""Examples that are evaluated at once: a fixed number, for sums of floats must not depend on how many workers do it."""
+
+
+def evaluate(tuner: Tuner, model: ModelState, test: Dataset) -> Mapping[str, Any]:
+    """Return what :meth:`.simulator.Simulator.evaluate` returns, to the last bit."""
+    starts = range(0, len(test), SHARD)
+    return whole((tuner.evaluate(model, test.part(start, start + SHARD)) for start in starts), test)
+
+
+def whole(parts: Iterable[Evaluation], test: Dataset) -> Mapping[str, Any]:
+    """Return the figures of a whole test set, and of its groups, of those of its parts in order."""
+    total: Evaluation | None = None
+    for part in parts:
+        total = part if total is None else total + part
+    assert total is not None  # no test set is empty
+    groups = total.by_group(test.group_names)
+    return {**total.metrics, **({"groups": groups} if groups else {})}
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,17 @@ from .alignment import Alignment
 from .links import Links
 from .transport import Reply, Transport
 
-__all__ = ["Evaluate", "Federation", "Observer", "Record", "Round", "Terms", "check_federation", "participants"]
+__all__ = [
+    "Evaluate",
+    "Federation",
+    "Observer",
+    "Record",
+    "Round",
+    "Terms",
+    "check_federation",
+    "next_state",
+    "participants",
+]
 
 # Sums of examples over clients stay exact in float64 and int64.
 _MOST_EXAMPLES = 2**32
@@ -40,6 +50,15 @@ Record = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 
 
+class State(Protocol):
+    """What a round leaves behind: a :class:`~fedsparsify.state.ServerState`, or a locked one under encryption."""
+
+    @property
+    def round(self) -> int:
+        """The last finished round."""
+        ...
+
+
 class Observer(Protocol):
     """Is told what happens: the run directory, the progress display, TensorBoard."""
 
@@ -47,8 +66,8 @@ class Observer(Protocol):
         """``done`` of ``total`` participants have answered in ``round``."""
         ...
 
-    def round_done(self, state: ServerState, record: Record) -> None:
-        """A round is finished; ``state`` is what the next one starts from."""
+    def round_done(self, state: Any, record: Record) -> None:
+        """A round is finished; ``state`` is what the next one starts from, see :class:`State`."""
         ...
 
 
@@ -142,38 +161,7 @@ class Federation:
 
         replies = self._exchange(round, round.links.broadcast(round.t, state.model, round.chosen))
         updates = round.usable_updates(_in_order(replies, round.chosen, tell))
-        return self._merged(state, updates, round.t)
-
-    def _merged(self, before: ServerState, updates: Iterator[ClientUpdate], t: int) -> ServerState:
-        """Call the method, which may be a user's, and judge what it returns before anything relies on it."""
-        here = f"method {self.method.name}, round {t}: server_update"
-        try:
-            state = self.method.server_update(before, updates, t)
-        except FedSparsifyError:
-            raise
-        except Exception as error:
-            raise ArgumentError(f"{here} failed with {describe(error)}") from error
-        if not isinstance(state, ServerState):
-            raise ArgumentError(f"{here} returned a {type(state).__name__}; it must return a ServerState")
-        if state.round != t:
-            raise ArgumentError(f"{here} returned the state of round {state.round}; it must be ServerState({t}, ...)")
-        for _ in updates:
-            raise ArgumentError(f"{here} left updates unread; it must go through all of them")
-        model, n = state.model, self.layout.n
-        vectors = {"model.w": (model.w, n), "model.buffers": (model.buffers, self.layout.b)}
-        vectors |= {f'memory["{name}"]': (vector, n) for name, vector in state.memory.items()}
-        for name, (vector, size) in vectors.items():
-            if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.shape != (size,):
-                raise ArgumentError(f"{here}: {name} must be float32[{size}]")
-        if model.mask.dtype != np.bool_ or model.mask.shape != (n,):
-            raise ArgumentError(f"{here}: model.mask must be bool[{n}]")
-        if np.any(model.w[~model.mask]):
-            raise ArgumentError(f"{here}: model.w is not 0 at all pruned positions; ModelState.under(mask) makes it so")
-        if not self.method.regrows and np.any(model.mask & ~before.model.mask):
-            raise ArgumentError(f"{here} brings pruned parameters back; say Method(..., regrows=True) if it may")
-        if any(name.startswith(_CARRIED) for name in state.memory):
-            raise ArgumentError(f'{here}: names of memory that begin with "{_CARRIED}" are the clients\'')
-        return state
+        return next_state(self.method, self.layout, state, updates, round.t)
 
     def _exchange(self, round: Round, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
         """Send broadcasts and yield the replies; who lacks what a broadcast refers to gets it in full, once."""
@@ -203,7 +191,7 @@ class Federation:
         masks = self.layout.split(state.model.mask).values()
         return {
             "round": state.round,
-            **_finite(self.evaluate(state.model)),
+            **finite(self.evaluate(state.model)),
             "sparsity": state.model.sparsity,
             "nonzero": state.model.nonzero,
             "participants": list(round.chosen),
@@ -220,10 +208,55 @@ class Federation:
         }
 
 
-def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+def next_state(
+    method: Method, layout: ParameterLayout, before: ServerState, updates: Iterator[ClientUpdate], t: int
+) -> ServerState:
+    """Call the server's part of a method, which may be a user's, and judge its result before anything relies on it.
+
+    Args:
+        method: the federated method.
+        layout: the network's layout.
+        before: the state after round ``t`` - 1.
+        updates: usable updates in client order, all of which the method must read.
+        t: the round.
+
+    Raises:
+        ArgumentError: the method failed, or returned what it must not.
+    """
+    here = f"method {method.name}, round {t}: server_update"
+    try:
+        state = method.server_update(before, updates, t)
+    except FedSparsifyError:
+        raise
+    except Exception as error:
+        raise ArgumentError(f"{here} failed with {describe(error)}") from error
+    if not isinstance(state, ServerState):
+        raise ArgumentError(f"{here} returned a {type(state).__name__}; it must return a ServerState")
+    if state.round != t:
+        raise ArgumentError(f"{here} returned the state of round {state.round}; it must be ServerState({t}, ...)")
+    for _ in updates:
+        raise ArgumentError(f"{here} left updates unread; it must go through all of them")
+    model, n = state.model, layout.n
+    vectors = {"model.w": (model.w, n), "model.buffers": (model.buffers, layout.b)}
+    vectors |= {f'memory["{name}"]': (vector, n) for name, vector in state.memory.items()}
+    for name, (vector, size) in vectors.items():
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.shape != (size,):
+            raise ArgumentError(f"{here}: {name} must be float32[{size}]")
+    if model.mask.dtype != np.bool_ or model.mask.shape != (n,):
+        raise ArgumentError(f"{here}: model.mask must be bool[{n}]")
+    if np.any(model.w[~model.mask]):
+        raise ArgumentError(f"{here}: model.w is not 0 at all pruned positions; ModelState.under(mask) makes it so")
+    if not method.regrows and np.any(model.mask & ~before.model.mask):
+        raise ArgumentError(f"{here} brings pruned parameters back; say Method(..., regrows=True) if it may")
+    if any(name.startswith(_CARRIED) for name in state.memory):
+        raise ArgumentError(f'{here}: names of memory that begin with "{_CARRIED}" are the clients\'')
+    return state
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return figures, and figures within, with None for what JSON has no number for."""
     return {
-        name: _finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
+        name: finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
         for name, value in figures.items()
     }
 
@@ -234,14 +267,15 @@ def participants(seed: int, round: int, clients: int, participation: float) -> l
     >>> participants(seed=1, round=1, clients=3, participation=1.0)
     [0, 1, 2]
     """
-    count = _taking_part(clients, participation)
+    count = taking_part(clients, participation)
     if count >= clients:
         return list(range(clients))
     drawn = derive(seed, "participants", round=round).choice(clients, count, replace=False)
     return sorted(int(k) for k in drawn)
 
 
-def _taking_part(clients: int, participation: float) -> int:
+def taking_part(clients: int, participation: float) -> int:
+    """Return how many clients take part in a round."""
     return min(clients, max(1, int(np.floor(participation * clients + 0.5))))
 
 
@@ -383,9 +417,8 @@ def check_federation(clients: int, participation: float, min_clients: int) -> No
         raise ArgumentError(f"federation.clients = {clients} must be at least 1")
     if not 0 < participation <= 1:
         raise ArgumentError(f"federation.participation = {participation} must be more than 0 and at most 1")
-    taking_part = _taking_part(clients, participation)
-    if not 1 <= min_clients <= taking_part:
+    most = taking_part(clients, participation)
+    if not 1 <= min_clients <= most:
         raise ArgumentError(
-            f"federation.min_clients = {min_clients} must be from 1 to {taking_part}, the clients that take part in a"
-            " round"
+            f"federation.min_clients = {min_clients} must be from 1 to {most}, the clients that take part in a round"
         )

@@ -19,7 +19,7 @@ from ..sparse import Calibration
 from ..state import Floats, Mask, ModelState
 from ..tune import Evaluation, Tuner, TuneSettings
 from ..wire import Coding, Kind, Message, Reference, request_full
-from .client import Client, Held, Received, receive
+from .client import SHARD, Client, Held, Received, receive, whole
 from .pool import JobFailure, Pool, can_fork, default_workers
 from .transport import Reply
 
@@ -28,9 +28,6 @@ __all__ = ["Simulator"]
 _TRAIN, _EVALUATE = 0, 1
 _EVALUATION, _GROUP = struct.Struct("<Qdd?"), struct.Struct("<QQd")
 _VECTOR = struct.Struct("<?Q")
-
-# A fixed size, not one per worker: sums of floats must not depend on how many workers there are.
-_SHARD = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +187,7 @@ class Simulator:
         Raises:
             FederationError: the network fails on the test set.
         """
-        starts = range(0, len(self._test), _SHARD)
+        starts = range(0, len(self._test), SHARD)
         jobs: list[Any] = [(model, start) for start in starts]
         if not self.threads:
             arrays = (np.packbits(model.mask), model.values, model.buffers)
@@ -200,18 +197,14 @@ class Simulator:
             if isinstance(result, JobFailure):
                 raise FederationError(f"the merged model cannot be evaluated on the test set: {result}")
             parts[index] = result if self.threads else _unpack_evaluation(result)
-        total = parts[0]
-        for index in range(1, len(parts)):
-            total += parts[index]
-        groups = total.by_group(self._test.group_names)
-        return {**total.metrics, **({"groups": groups} if groups else {})}
+        return whole((parts[index] for index in range(len(parts))), self._test)
 
     def _work(self, job: Any) -> Any:
         """Do a job in a thread of this process."""
         if isinstance(job, _Task):
             return self._clients[job.client].answer(job.received, job.held)
         model, start = job
-        return self._tuner.evaluate(model, self._test.part(start, start + _SHARD))
+        return self._tuner.evaluate(model, self._test.part(start, start + SHARD))
 
     def _pack_task(self, task: _Task) -> bytes:
         m = task.received.message

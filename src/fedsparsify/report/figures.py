@@ -289,6 +289,18 @@ def _cost(pairs: Pairs) -> Iterator[Figure]:
         "Bits",
         lambda before, r, size: 8 * size / survivors if (survivors := r.participants * before.nonzero) else None,
     )
+    spent = [[(r.round, r.encryption.seconds, r.round) for r in run.rounds if r.encryption] for run, _ in pairs]
+    if any(spent):
+        yield Figure(
+            "encryption",
+            "cost",
+            "Encryption in each round",
+            "Processor time of encrypting and decrypting, summed over clients, and of adding up. Only surviving values "
+            "are encrypted, so it should fall as the network shrinks.",
+            [new_line(key, points, ".3f") for key, points in zip(keys, spent, strict=True) if points],
+            new_layout(ROUND_AXIS, {"title": "Seconds", "rangemode": "tozero"}, 320),
+            keys,
+        )
     times = [
         [(before.sparsity, r.seconds_train / r.participants, r.round) for before, r in _steps(run) if r.participants]
         for run, _ in pairs

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from fedsparsify.errors import RunError
 
-__all__ = ["Failure", "Layer", "Partition", "RoundRecord", "Run", "load_run", "parse_run", "printable"]
+__all__ = ["Encryption", "Failure", "Layer", "Partition", "RoundRecord", "Run", "load_run", "parse_run", "printable"]
 
 Metric = Literal["accuracy", "mae"]
 T = TypeVar("T")
@@ -60,6 +60,30 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Encryption:
+    """What a round's encryption took; processor seconds, clients' summed.
+
+    Attributes:
+        ciphertext: bytes of encrypted values and sums, up and down.
+        seconds_encrypt: of the clients.
+        seconds_add: of the server.
+        seconds_decrypt: of the clients.
+        clipped: values that were beyond the bound.
+    """
+
+    ciphertext: int
+    seconds_encrypt: float
+    seconds_add: float
+    seconds_decrypt: float
+    clipped: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.seconds_encrypt + self.seconds_add + self.seconds_decrypt
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line of ``metrics.jsonl``.
 
@@ -77,6 +101,7 @@ class RoundRecord:
         mask_overlap: mean pairwise Jaccard index of the clients' masks.
         layers_nonzero: parameters left in each layer, in the order of ``Run.layers``; empty where not recorded.
         groups: the score of each group of test examples; empty where the examples belong to none.
+        encryption: what merging under encryption took; None where models were merged in the clear.
     """
 
     round: int
@@ -95,6 +120,7 @@ class RoundRecord:
     mask_overlap: float | None
     layers_nonzero: tuple[int, ...]
     groups: Mapping[str, float]
+    encryption: Encryption | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +287,19 @@ def _round(fields: _Fields, metric: Metric) -> RoundRecord:
         mask_overlap=fields.number("mask_overlap"),
         layers_nonzero=tuple(_int(item, f"{fields.place}: layers_nonzero") for item in fields.list("layers_nonzero")),
         groups=MappingProxyType(_groups(_Fields(fields.table("groups"), f"{fields.place}: groups"))),
+        encryption=_encryption(_Fields(fields.table("encryption"), f"{fields.place}: encryption")),
+    )
+
+
+def _encryption(fields: _Fields) -> Encryption | None:
+    if not fields.values:
+        return None
+    return Encryption(
+        ciphertext=(fields.integer("ciphertext_down") or 0) + (fields.integer("ciphertext_up") or 0),
+        seconds_encrypt=fields.number("seconds_encrypt") or 0.0,
+        seconds_add=fields.number("seconds_add") or 0.0,
+        seconds_decrypt=fields.number("seconds_decrypt") or 0.0,
+        clipped=fields.integer("clipped") or 0,
     )
 
 

@@ -6,11 +6,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import Any
 
-from fedsparsify.report.records import Metric, Run, printable
+from fedsparsify.report.records import Encryption, Metric, Run, printable
 
 __all__ = ["HeadlineRow", "config_differences", "headline", "labels"]
 
@@ -38,6 +38,8 @@ class HeadlineRow:
         seconds_wall: wall time of all rounds.
         failures: how many times a client was left out.
         uplink: what clients round their updates to; ``"float32"`` is not at all.
+        scheme: how models were encrypted for merging; empty where they were not.
+        encryption: what that took in all rounds; None where models were merged in the clear.
     """
 
     name: str
@@ -58,6 +60,8 @@ class HeadlineRow:
     seconds_wall: float
     failures: int
     uplink: str
+    scheme: str = ""
+    encryption: Encryption | None = None
 
 
 def headline(runs: Sequence[Run]) -> list[HeadlineRow]:
@@ -92,7 +96,16 @@ def _row(run: Run, name: str) -> HeadlineRow:
         seconds_wall=sum(record.seconds_round for record in run.rounds),
         failures=sum(len(record.failures) for record in run.rounds),
         uplink=_flatten(run.config).get("wire.uplink", '"float32"').strip('"'),
+        scheme=_flatten(run.config).get("encryption.scheme", "").strip('"').removeprefix("none").upper(),
+        encryption=_total([record.encryption for record in run.rounds if record.encryption is not None]),
     )
+
+
+def _total(rounds: Sequence[Encryption]) -> Encryption | None:
+    if not rounds:
+        return None
+    columns = zip(*(astuple(one) for one in rounds), strict=True)
+    return Encryption(*(sum(column) for column in columns))
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -15,10 +15,30 @@ sums are smaller if it expands their seeds, which needs the library and no key.
 
 from __future__ import annotations
 
-from .fixed import FixedPoint
+from .ciphers import CIPHERS, Cipher
+from .fixed import FixedPoint, Limbs
 from .keys import Key
-from .messages import add
-from .scheme import Scheme
+from .locked import digest, lock, unlock
+from .messages import Adder, add
+from .scheme import AnyScheme, CkksScheme, Scheme
 from .sealing import decrypt, encrypt, expand, make_key
 
-__all__ = ["FixedPoint", "Key", "Scheme", "add", "decrypt", "encrypt", "expand", "make_key"]
+__all__ = [
+    "CIPHERS",
+    "Adder",
+    "AnyScheme",
+    "Cipher",
+    "CkksScheme",
+    "FixedPoint",
+    "Key",
+    "Limbs",
+    "Scheme",
+    "add",
+    "decrypt",
+    "digest",
+    "encrypt",
+    "expand",
+    "lock",
+    "make_key",
+    "unlock",
+]

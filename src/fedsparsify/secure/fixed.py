@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from ..state import Floats
 
-__all__ = ["FixedPoint"]
+__all__ = ["FixedPoint", "Limbs"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,79 @@ class FixedPoint:
         Raises:
             ArgumentError: a value is not finite, or the weight is out of its range.
         """
-        if not 0 < weight <= 1:
-            raise ArgumentError(f"weight = {weight} must be more than 0 and at most 1")
-        wide = values.astype(np.float64)
-        if not np.isfinite(wide).all():
-            raise ArgumentError("values that are not finite numbers cannot be encrypted")
-        clipped = int(np.count_nonzero(np.abs(wide) > self.bound))
-        share = np.clip(wide, -self.bound, self.bound) * (weight * self.scale)
-        return np.rint(share).astype(np.int64), clipped
+        return _share(values, weight, self.bound, self.scale)
 
     def reals(self, total: NDArray[np.int64], weight: float = 1.0) -> Floats:
         """Return the mean float32[k] of a sum of shares, int64[k], whose weights add up to ``weight``."""
         return (total / (weight * self.scale)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Limbs:
+    """How few reals of unknown size are written exactly: each as several integers that a plaintext has room for.
+
+    A share is rounded to 2**-24 and clipped to 2**24, which holds any running statistic worth keeping.
+
+    Attributes:
+        modulus: t of the :class:`.Scheme`.
+        participants: most summands.
+
+    >>> limbs = Limbs(modulus=1 << 18, participants=26)
+    >>> shares = [limbs.integers(np.float32([1000.5, -3]), 0.25)[0], limbs.integers(np.float32([0.5, 1]), 0.75)[0]]
+    >>> limbs.reals(shares[0] + shares[1]).tolist()
+    [250.5, 0.0]
+    """
+
+    modulus: int
+    participants: int
+
+    def __post_init__(self) -> None:
+        if self.participants < 1 or self.bits < 2:
+            raise ArgumentError(f"{self.participants} participants leave no integer modulo {self.modulus} for values")
+
+    @property
+    def bits(self) -> int:
+        """Of one integer; a sum of all participants' is within t / 2."""
+        return ((self.modulus - 1) // max(self.participants, 1)).bit_length() - 1
+
+    @property
+    def each(self) -> int:
+        """Integers a real."""
+        return -(-(_BITS + 2) // self.bits)
+
+    def integers(self, values: Floats, weight: float) -> tuple[NDArray[np.int64], int]:
+        """Return a client's share, int64[k * each], of values float32[k], and how many had to be clipped.
+
+        Raises:
+            ArgumentError: a value is not finite, or the weight is out of its range.
+        """
+        share, clipped = _share(values, weight, _LARGEST, _UNIT)
+        half, base = 1 << (self.bits - 1), 1 << self.bits
+        limbs = np.zeros((self.each, len(values)), np.int64)
+        for i in range(self.each - 1):
+            limbs[i] = (share + half) % base - half
+            share = (share - limbs[i]) >> self.bits
+        limbs[-1] = share
+        return limbs.reshape(-1), clipped
+
+    def reals(self, total: NDArray[np.int64], weight: float = 1.0) -> Floats:
+        """Return the mean float32[k] of a sum of shares, int64[k * each], whose weights add up to ``weight``."""
+        limbs = total.reshape(self.each, -1)
+        whole = np.zeros(limbs.shape[1], np.int64)
+        for limb in limbs[::-1]:
+            whole = (whole << self.bits) + limb
+        return (whole / (weight * _UNIT)).astype(np.float32)
+
+
+_BITS = 48
+_LARGEST, _UNIT = float(1 << 24), float(1 << 24)
+
+
+def _share(values: Floats, weight: float, bound: float, scale: float) -> tuple[NDArray[np.int64], int]:
+    if not 0 < weight <= 1:
+        raise ArgumentError(f"weight = {weight} must be more than 0 and at most 1")
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ArgumentError("values that are not finite numbers cannot be encrypted")
+    clipped = int(np.count_nonzero(np.abs(wide) > bound))
+    return np.rint(np.clip(wide, -bound, bound) * (weight * scale)).astype(np.int64), clipped

@@ -13,12 +13,13 @@ import numpy as np
 
 from ..errors import ArgumentError, DataError
 from .messages import pack, unpack
-from .scheme import Scheme
+from .scheme import AnyScheme, CkksScheme, Scheme
 
 __all__ = ["Key"]
 
 _MAGIC = b"FSK1"
-_HEAD = struct.Struct("<4sBBBx")
+_HEAD = struct.Struct("<4sBBBB")
+_BFV, _CKKS = 0, 1
 _CHECKING = 32
 _DIGEST = 32
 
@@ -29,12 +30,12 @@ class Key:
 
     Attributes:
         scheme: parameters that it is made for.
-        secret: the encryption library's secret polynomial, packed.
+        secret: the encryption library's secret polynomial, packed; of CKKS, TenSEAL's context.
         checking: 32 bytes that check values' weights come from.
         identifier: 8 bytes that tell keys apart, and nothing about them.
     """
 
-    scheme: Scheme
+    scheme: AnyScheme
     secret: bytes = field(repr=False)
     checking: bytes = field(repr=False)
 
@@ -53,7 +54,8 @@ class Key:
             ArgumentError: there is such a file already, or it cannot be written.
         """
         s = self.scheme
-        body = _HEAD.pack(_MAGIC, s.ring.bit_length() - 1, s.modulus_bits, s.plain_bits) + self.checking + self.secret
+        kind = (s.modulus_bits, s.plain_bits, _BFV) if isinstance(s, Scheme) else (0, 0, _CKKS)
+        body = _HEAD.pack(_MAGIC, s.ring.bit_length() - 1, *kind) + self.checking + self.secret
         whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -77,6 +79,11 @@ class Key:
         Raises:
             DataError: it is missing, damaged, no key, or can be read by others than its owner.
         """
+        if _mark(path).exists():
+            raise DataError(
+                f"{path}: with this key a sum was refused ({_mark(path).name} says so), so it must not be used again:"
+                " make a new key, and find out who altered the sum"
+            )
         try:
             with open(path, "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
@@ -89,22 +96,42 @@ class Key:
             )
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
             raise DataError(f"{path} is no key of FedSparsify's")
-        _, ring, modulus, plain = _HEAD.unpack_from(data)
+        _, ring, modulus, plain, kind = _HEAD.unpack_from(data)
+        if kind not in (_BFV, _CKKS):
+            raise DataError(f"{path}: the key is of a later version of FedSparsify: install that")
         try:
-            scheme = Scheme(1 << ring if ring < 32 else 0, modulus, plain)
+            scheme = Scheme(1 << ring if ring < 32 else 0, modulus, plain) if kind == _BFV else None
         except ArgumentError as error:
             raise DataError(f"{path}: {error}") from error
-        size = scheme.ring * scheme.modulus_bits // 8
-        if len(data) != _HEAD.size + _CHECKING + size + _DIGEST:
+        size = len(data) - _HEAD.size - _CHECKING - _DIGEST
+        if size < 0 or (scheme is not None and size != scheme.ring * scheme.modulus_bits // 8):
             raise DataError(f"{path}: the key is cut off or too long: restore it")
         if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
             raise DataError(f"{path}: the key is damaged: restore it")
         checking, secret = data[_HEAD.size :][:_CHECKING], data[_HEAD.size + _CHECKING : -_DIGEST]
+        if scheme is None:
+            return cls(CkksScheme(), secret, checking)
         if int(unpack(secret, scheme.modulus_bits, scheme.ring).max()) >= scheme.modulus:
             raise DataError(f"{path}: the key is of no use with its own parameters: restore it")
         return cls(scheme, secret, checking)
+
+    @staticmethod
+    def retire(path: Path) -> None:
+        """Leave a mark beside a key's file, so that :meth:`load` refuses it: a sum was altered.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        try:
+            _mark(path).touch()
+        except OSError as error:
+            raise DataError(f"{path}: it cannot be marked as refused ({error.strerror}): remove the key") from error
 
     @classmethod
     def of(cls, scheme: Scheme, polynomial: np.ndarray, checking: bytes) -> Key:
         """Make a key from the library's secret polynomial, uint64[N] modulo q."""
         return cls(scheme, pack(polynomial, scheme.modulus_bits), checking)
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(path.name + ".refused")

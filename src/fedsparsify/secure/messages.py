@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from ..errors import WireError
 from .scheme import Scheme
 
-__all__ = ["SEED", "SUMS", "Kind", "Sum", "add", "pack", "read", "unpack", "write"]
+__all__ = ["SEED", "SUMS", "Adder", "Kind", "Sum", "add", "pack", "read", "unpack", "write"]
 
 SEED = 64
 """Bytes of a seed."""
@@ -115,49 +115,90 @@ def write(message: Sum) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
+class Adder:
+    """Adds up clients' messages, one at a time: what a server does, that has no key.
+
+    Args:
+        scheme: that is agreed on.
+        round: this one.
+        count: values that are due.
+        key: identifier of the key that is agreed on; None: the first message's.
+        expand: seeds -> second polynomials, as :func:`.sealing.expand`; without it, a sum forwards all seeds.
+    """
+
+    def __init__(
+        self, scheme: Scheme, *, round: int, count: int, key: bytes | None = None, expand: Expand | None = None
+    ) -> None:
+        self._scheme, self._round, self._count, self._key = scheme, round, count, key
+        self._expand = expand
+        self._total = np.zeros((scheme.blocks(count), scheme.ring), np.uint64)
+        self._seeds: dict[int, bytes] = {}
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Whose messages are in the sum, ascending."""
+        return tuple(sorted(self._seeds))
+
+    def take(self, client: int, data: bytes) -> None:
+        """Add a client's message; where it is refused, the sum is as before.
+
+        Raises:
+            WireError: it is malformed, or not of this sum and client.
+            ArgumentError: the scheme cannot add so many.
+        """
+        upload = read(data, (Kind.UPLOAD,), self._scheme, self._key, self._round, self._count)
+        if upload.participants != (client,):
+            raise WireError(f"the encrypted message says that client {upload.participants[0]} sent it")
+        if client in self._seeds:
+            raise WireError("it has already given its values")
+        self._scheme.check(len(self._seeds) + 1)
+        self._key = upload.key
+        self._seeds[client] = upload.seeds
+        self._total += upload.first
+
+    def sum(self) -> bytes:
+        """Return the sum's message.
+
+        Raises:
+            ArgumentError: there is nothing in it.
+        """
+        scheme, clients, expand = self._scheme, self.clients, self._expand
+        scheme.check(len(clients))
+        total = self._total % np.uint64(scheme.modulus)
+        known = b"".join(self._seeds[k] for k in clients)
+        about = (scheme, self._key or b"", self._round, self._count, clients, total)
+        if expand is None or len(known) <= total.size * scheme.modulus_bits // 8:
+            return write(Sum(Kind.SEEDED, *about, known))
+        second = np.zeros_like(total)
+        for k in clients:
+            second += expand(scheme, self._seeds[k])
+        second %= np.uint64(scheme.modulus)
+        return write(Sum(Kind.WHOLE, *about, b"", second))
+
+
 def add(
     uploads: Iterable[tuple[int, bytes]], scheme: Scheme, *, round: int, count: int, expand: Expand | None = None
 ) -> bytes:
-    """Return the sum of clients' messages: what a server does, that has no key.
+    """Return the sum of clients' messages, as an :class:`Adder` does that is given them all.
 
     Args:
         uploads: client and message, one for each client; they are read one at a time.
         scheme: that is agreed on.
         round: this one.
         count: values that are due.
-        expand: seeds -> second polynomials, as :func:`.sealing.expand`; without it, a sum forwards all seeds.
+        expand: as for the adder.
 
     Raises:
         WireError: a message is malformed, or not of this sum and client.
         ArgumentError: the scheme cannot add so many.
     """
-    key: bytes | None = None
-    total = np.zeros((scheme.blocks(count), scheme.ring), np.uint64)
-    seeds: dict[int, bytes] = {}
+    adder = Adder(scheme, round=round, count=count, expand=expand)
     for client, data in uploads:
         try:
-            upload = read(data, (Kind.UPLOAD,), scheme, key, round, count)
+            adder.take(client, data)
         except WireError as error:
             raise WireError(f"client {client}: {error}") from error
-        if upload.participants != (client,):
-            raise WireError(f"client {client}: the encrypted message says that client {upload.participants[0]} sent it")
-        if client in seeds:
-            raise WireError(f"client {client} has already given its values")
-        key = upload.key
-        seeds[client] = upload.seeds
-        scheme.check(len(seeds))
-        total += upload.first
-    scheme.check(len(seeds))
-    total %= np.uint64(scheme.modulus)
-    clients = tuple(sorted(seeds))
-    known = b"".join(seeds[k] for k in clients)
-    if expand is None or len(known) <= total.size * scheme.modulus_bits // 8:
-        return write(Sum(Kind.SEEDED, scheme, key or b"", round, count, clients, total, known))
-    second = np.zeros_like(total)
-    for k in clients:
-        second += expand(scheme, seeds[k])
-    second %= np.uint64(scheme.modulus)
-    return write(Sum(Kind.WHOLE, scheme, key or b"", round, count, clients, total, b"", second))
+    return adder.sum()
 
 
 def read(data: bytes, kinds: Collection[Kind], scheme: Scheme, key: bytes | None, round: int, count: int) -> Sum:

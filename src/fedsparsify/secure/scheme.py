@@ -16,7 +16,7 @@ from functools import cache
 
 from ..errors import ArgumentError
 
-__all__ = ["Scheme"]
+__all__ = ["AnyScheme", "CkksScheme", "Scheme"]
 
 CHECKS = 2
 """Places of a ciphertext that hold sums of its values under secret weights."""
@@ -155,5 +155,38 @@ Scheme(ring=2048, modulus_bits=36, plain_bits=24))
         """Return how many ciphertexts hold ``count`` values."""
         return -(-count // self.values)
 
+
+@dataclass(frozen=True)
+class CkksScheme:
+    """TenSEAL's usual parameters: ring 8192, primes of 60, 40 and 40 bits, scale 2**40; 128 bits of security.
+
+    Attributes:
+        ring: of the polynomials; a ciphertext has half as many places.
+    """
+
+    ring: int = 8192
+
+    @property
+    def plain_modulus(self) -> int:
+        """Sums of integers are within half of this, and check values modulo it: the largest prime below 2**24."""
+        return 16_777_213
+
+    @property
+    def participants(self) -> int:
+        """Most ciphertexts that may be added."""
+        return 6204
+
+    @property
+    def values(self) -> int:
+        """Values in one ciphertext; the other places are for check values."""
+        return self.ring // 2 - CHECKS
+
+    def blocks(self, count: int) -> int:
+        """Return how many ciphertexts hold ``count`` values."""
+        return -(-count // self.values)
+
+
+AnyScheme = Scheme | CkksScheme
+"""Parameters of an encryption that a configuration can name."""
 
 _SCHEMES = (Scheme(1024, 26, 18), Scheme(1024, 27, 18), Scheme(2048, 36, 24))

@@ -16,12 +16,11 @@ coefficient by coefficient: a key of which a sum was refused must not be used ag
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -30,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, MissingExtraError, TamperedError, WireError
+from .checks import Checks
 from .keys import Key
 from .messages import SEED, SUMS, Kind, Sum, Words, read, unpack, write
-from .scheme import CHECKS, Scheme
+from .scheme import Scheme
 
 __all__ = ["decrypt", "encrypt", "expand", "make_key"]
 
@@ -73,7 +73,7 @@ def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int, con
     Raises:
         ArgumentError: a value is too large, or an argument out of its range.
     """
-    scheme, t = key.scheme, key.scheme.plain_modulus
+    scheme, t = _scheme_of(key), key.scheme.plain_modulus
     if values.dtype != np.int64 or values.ndim != 1:
         raise ArgumentError(f"values must be int64[k], not {values.dtype} of shape {values.shape}")
     for name, number in (("client", client), ("round", round)):
@@ -83,7 +83,7 @@ def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int, con
     for largest in (int(values.min(initial=0)), int(values.max(initial=0))):
         if abs(largest) > most:
             raise ArgumentError(f"a value of {largest} does not fit: the largest are {most} and -{most}")
-    checks = _Checks(key, context, round, values.size)
+    checks = Checks(key, context, round, values.size)
     seal = _Seal.of(scheme)
     encryptor = seal.library.Encryptor(seal.context, seal.secret(key))
     blocks = scheme.blocks(values.size)
@@ -119,13 +119,13 @@ def decrypt(
         TamperedError: it is not the sum of just those participants' values. Do not use the key again, and do not tell
             the server why.
     """
-    scheme, t = key.scheme, key.scheme.plain_modulus
+    scheme, t = _scheme_of(key), key.scheme.plain_modulus
     total = read(message, SUMS, scheme, key.identifier, round, count)
     if len(total.participants) < least:
         raise WireError(
             f"encrypted message: a sum of {len(total.participants)} says too much of each: at least {least} are due"
         )
-    checks = _Checks(key, context, round, count)
+    checks = Checks(key, context, round, count)
     sound = True
     seal = _Seal.of(scheme)
     decryptor = seal.library.Decryptor(seal.context, seal.secret(key))
@@ -156,6 +156,12 @@ def decrypt(
             " context: stop, and make a new key"
         )
     return centred[:count], total.participants
+
+
+def _scheme_of(key: Key) -> Scheme:
+    if not isinstance(key.scheme, Scheme):
+        raise ArgumentError("the key is for another encryption than BFV")
+    return key.scheme
 
 
 def expand(scheme: Scheme, seeds: bytes) -> Words:
@@ -293,26 +299,3 @@ def _ciphertext(body: bytes, scheme: Scheme) -> tuple[Words, bytes]:
     if kind != _BLAKE2XB:
         raise ArgumentError("this version of TenSEAL draws its randomness otherwise: install the one that is pinned")
     return np.frombuffer(body, "<u8", scheme.ring, start).astype(np.uint64), seed
-
-
-class _Checks:
-    """Check values of one sum's ciphertexts."""
-
-    def __init__(self, key: Key, context: bytes, round: int, count: int) -> None:
-        self._t, self._values = key.scheme.plain_modulus, key.scheme.values
-        self._given = key.checking + hashlib.sha256(context).digest() + struct.pack("<IQ", round, count)
-
-    def of(self, block: int, values: NDArray[np.int64], clients: Iterable[int]) -> NDArray[np.int64]:
-        """Return int64[CHECKS] for a ciphertext's values: their sums under secret weights, plus clients' numbers."""
-        weights = self._draw(b"weights", block, 0, CHECKS * self._values).reshape(CHECKS, self._values)
-        # A scheme's t and ring are such that these sums fit.
-        checks: NDArray[np.int64] = (weights * (values % self._t)).sum(axis=1) % self._t
-        for client in clients:
-            checks += self._draw(b"client", block, client, CHECKS)
-        return checks % self._t
-
-    def _draw(self, what: bytes, block: int, client: int, size: int) -> NDArray[np.int64]:
-        """Return int64[size] modulo t that only the key's holders can know."""
-        given = self._given + what + struct.pack("<II", block, client)
-        drawn = np.frombuffer(hashlib.shake_256(given).digest(8 * size), "<u8")
-        return (drawn % np.uint64(self._t)).astype(np.int64)

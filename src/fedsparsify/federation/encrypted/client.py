@@ -1,0 +1,314 @@
+"""A client under encryption: it holds what is the server's elsewhere, the model, and makes the next one of a sum.
+
+Nothing else about a client changes: :mod:`..client` trains on a broadcast and answers with an update, and this stands
+between it and the server. Every client that takes part carries out the method's ``server_update`` on the average that
+it has decrypted. Integers are exact, so all of them arrive at the same bits, and say so in a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...algorithms import Method
+from ...errors import ArgumentError, FederationError, TamperedError, WireError
+from ...layout import ParameterLayout
+from ...secure import AnyScheme, Cipher, FixedPoint, Key, Limbs, digest, lock, unlock
+from ...state import ClientUpdate, Mask, ModelState, ServerState
+from ...wire import Kind, Message, Reference, decode, encode
+from ...wire.masks import decode_mask, encode_mask
+from ..engine import Evaluate, finite, next_state
+from .messages import Answer, AnswerKind, Order, read, write
+
+__all__ = ["EncryptedClient", "Keyring", "Training", "open_model", "read_mask", "write_mask"]
+
+
+@dataclass(frozen=True, eq=False)
+class Keyring:
+    """What all clients of an encrypted federation share.
+
+    Attributes:
+        cipher: how this run encrypts, one of :data:`~fedsparsify.secure.CIPHERS`.
+        key: the clients' key.
+        scheme: parameters that this run needs.
+        bound: largest absolute value of a parameter's mean change in a round.
+        path: the key's file, which is marked when the key must not be used again; None where there is none.
+    """
+
+    cipher: Cipher
+    key: Key
+    scheme: AnyScheme
+    bound: float
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.key.scheme) is not type(self.scheme):
+            raise ArgumentError(
+                "the key is for another encryption than this run's: make one by fedsparsify keys new FILE --scheme"
+            )
+        if self.key.scheme != self.scheme:
+            raise ArgumentError(
+                f"the key is for at most {self.key.scheme.participants} participants in a round, and this run needs one"
+                f" for {self.scheme.participants}: make it by fedsparsify keys new FILE --participants"
+                f" {self.scheme.participants}"
+            )
+
+    @property
+    def parameters(self) -> FixedPoint:
+        """How changes of parameters are rounded."""
+        return FixedPoint(self.bound, self.scheme.plain_modulus, self.scheme.participants)
+
+    @property
+    def buffers(self) -> Limbs:
+        """How buffers are written."""
+        return Limbs(self.scheme.plain_modulus, self.scheme.participants)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A broadcast to train on; its update goes to :meth:`EncryptedClient.close`."""
+
+    broadcast: bytes
+
+
+class EncryptedClient:
+    """One client's side of the encryption, and the models that it holds: the last two rounds'.
+
+    Args:
+        index: which client it is.
+        examples: n_k, how many examples it has.
+        method: the federated method, which must say what it ``merges``.
+        layout: the network's layout.
+        initial: the model before training, which everybody makes of the settings.
+        keyring: from whoever runs the client, never from the server.
+        evaluate: judges a model on the test set that is here.
+        least: fewest participants of a sum that is read.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        examples: int,
+        method: Method,
+        layout: ParameterLayout,
+        initial: ModelState,
+        keyring: Keyring,
+        evaluate: Evaluate,
+        least: int = 2,
+    ) -> None:
+        self._index, self._examples = index, examples
+        self._method, self._layout = method, layout
+        self._keyring, self._evaluate = keyring, evaluate
+        self._least = least
+        self._states: dict[int, ServerState] = {0: ServerState(0, initial)}
+        self._open: tuple[Order, ServerState] | None = None
+        self._refused = False
+
+    def open(self, message: bytes) -> bytes | Training:
+        """Carry out an order: return the answer, or what to train on first.
+
+        Raises:
+            WireError: the order is malformed, or not for this client.
+        """
+        order, parts = read(message, Order)
+        if order.client != self._index:
+            raise WireError(f"message: it is for client {order.client}, but this is client {self._index}")
+        if self._refused:
+            return self._answer(order, "refused")
+        if order.kind == "begin":
+            return self._ready(order)
+        if (self._index, self._examples) not in order.examples:
+            raise WireError(f"message: client {self._index} is not in it with its {self._examples} examples")
+        before = self._base(order, parts)
+        if before is None:
+            return self._answer(order, "lacking")
+        if order.kind == "train":
+            self._open = (order, before)
+            return Training(encode(Message(Kind.BROADCAST, order.round, before.model), self._layout))
+        try:
+            return self._merge(order, before, parts)
+        except TamperedError:  # whoever altered a sum must not learn where
+            self._refused = True
+            if self._keyring.path is not None:
+                Key.retire(self._keyring.path)
+            return self._answer(order, "refused")
+
+    def close(self, update: bytes) -> bytes:
+        """Return the encrypted form of an update, the answer to a ``train`` order.
+
+        Raises:
+            WireError: the update is not one of the model that was to be trained.
+            ArgumentError: it holds values that are not finite.
+        """
+        if self._open is None:
+            raise FederationError("there is an update where none was asked for")
+        (order, before), self._open = self._open, None
+        start = before.model
+        message = decode(update, self._layout, Reference(start, self._layout), Kind.UPDATE)
+        trained, weight = message.model, self._examples / _total(order)
+        started = time.thread_time()
+        change = trained.at(start.mask) - start.values
+        parameters, clipped = self._keyring.parameters.integers(change, weight)
+        buffers, too_large = self._keyring.buffers.integers(trained.buffers, weight)
+        values = self._keyring.cipher.encrypt(
+            self._keyring.key,
+            np.concatenate([parameters, buffers]),
+            client=self._index,
+            round=order.round,
+            context=_context(order),
+        )
+        seconds = time.thread_time() - started
+        parts = {"values": values}
+        if self._method.merges == "vote":
+            parts["mask"] = write_mask(trained.mask, start.mask, self._layout)
+        figures = {"training": finite(message.metrics), "clipped": clipped + too_large, "seconds": seconds}
+        return self._answer(order, "update", parts, **figures)
+
+    def model(self, round: int) -> ModelState:
+        """Return the model of a round that this client holds."""
+        return self._states[round].model
+
+    def _ready(self, order: Order) -> bytes:
+        if order.round > 0:  # only the initial model is everybody's
+            return self._answer(order, "ready", key=self._keyring.key.identifier.hex(), examples=self._examples)
+        return self._has(order, "ready", self._states[0])
+
+    def _base(self, order: Order, parts: Mapping[str, bytes]) -> ServerState | None:
+        """Return the model that an order starts from, None if it is not held."""
+        round = order.round - 1
+        held = self._states.get(round)
+        if held is not None and self._digest(held) == order.state:
+            return held
+        if "model" not in parts:
+            return None
+        sent = open_model(self._keyring.key, parts["model"], order.run, round, self._layout)
+        if sent.round != round or self._digest(sent) != order.state:
+            raise WireError(f"message: its model is not the one that round {order.round} starts from")
+        self._keep(sent)
+        return sent
+
+    def _merge(self, order: Order, before: ServerState, parts: Mapping[str, bytes]) -> bytes:
+        """Make the round's model of the sum."""
+        if "sum" not in parts:
+            raise WireError("message: part sum is missing")
+        start, buffers = before.model, self._keyring.buffers
+        count = start.nonzero
+        started = time.thread_time()
+        total, who = self._keyring.cipher.decrypt(
+            self._keyring.key,
+            parts["sum"],
+            round=order.round,
+            count=count + buffers.each * self._layout.b,
+            context=_context(order),
+            least=self._least,
+        )
+        seconds = time.thread_time() - started
+        known = dict(order.examples)
+        if not all(known.get(k) for k in who):
+            raise WireError("message: somebody is in the sum who was not asked, or has no examples")
+        examples = sum(known[k] for k in who)
+        weight = examples / _total(order)
+        mask = start.mask
+        if self._method.merges == "vote":
+            mask = read_mask(parts.get("mask", b""), start.mask, self._layout)
+        values = start.values + self._keyring.parameters.reals(total[:count], weight)
+        merged = ModelState.of_values(values[mask[start.survivors]], mask, buffers.reals(total[count:], weight))
+        update = ClientUpdate(who[0], order.round, merged, examples)
+        after = next_state(self._method, self._layout, before, iter([update]), order.round)
+        self._keep(after)
+        return self._has(order, "merged", after, seconds=seconds)
+
+    def _keep(self, state: ServerState) -> None:
+        """Hold a state beside the one before it: a server that was killed may ask for its last round again."""
+        self._states = {t: held for t, held in self._states.items() if t == state.round - 1} | {state.round: state}
+
+    def _has(self, order: Order, kind: AnswerKind, state: ServerState, **figures: Any) -> bytes:
+        masks = self._layout.split(state.model.mask).values()
+        parts = {}
+        if order.judge:
+            content = encode(Message(Kind.CHECKPOINT, state.round, state.model, memory=state.memory), self._layout)
+            parts["model"] = lock(self._keyring.key, content, _about(order.run, state.round))
+            figures["test"] = finite(self._evaluate(state.model))
+        return self._answer(
+            order,
+            kind,
+            parts,
+            key=self._keyring.key.identifier.hex(),
+            examples=self._examples,
+            state=self._digest(state),
+            layers=[int(np.count_nonzero(mask)) for mask in masks],
+            **figures,
+        )
+
+    def _answer(self, order: Order, kind: AnswerKind, parts: Mapping[str, bytes] | None = None, **fields: Any) -> bytes:
+        return write(Answer(kind=kind, round=order.round, client=self._index, **fields), parts)
+
+    def _digest(self, state: ServerState) -> str:
+        model = state.model
+        vectors: list[NDArray[Any]] = [np.packbits(model.mask), model.values, model.buffers]
+        vectors += [vector for _, vector in sorted(state.memory.items())]
+        content = b"".join([state.round.to_bytes(8, "little"), *(vector.tobytes() for vector in vectors)])
+        return digest(self._keyring.key, content)
+
+
+def open_model(key: Key, locked: bytes, run: str, round: int, layout: ParameterLayout) -> ServerState:
+    """Return what a client has locked.
+
+    Args:
+        key: the clients' key.
+        locked: the model as the server keeps it.
+        run: which run it is of.
+        round: which round.
+        layout: the network's layout.
+
+    Raises:
+        WireError: the key is another one, or the model is of another run, round or network.
+    """
+    message = decode(unlock(key, locked, _about(run, round)), layout, expected=Kind.CHECKPOINT)
+    return ServerState(message.round, message.model, message.memory)
+
+
+def write_mask(mask: Mask, within: Mask, layout: ParameterLayout) -> bytes:
+    """Return a mask for whoever knows that it lies within another."""
+    encoding, data = encode_mask(mask, layout, _mask_alone(within, layout))
+    return bytes([encoding]) + data
+
+
+def read_mask(part: bytes, within: Mask, layout: ParameterLayout) -> Mask:
+    """Return the mask that :func:`write_mask` was given.
+
+    Raises:
+        WireError: it is malformed, or does not lie within the other.
+    """
+    if not part:
+        raise WireError("message: part mask is missing")
+    mask = decode_mask(part[0], part[1:], layout, _mask_alone(within, layout))
+    if np.any(mask & ~within):
+        raise WireError("mask: parameters that were pruned before have come back")
+    return mask
+
+
+def _mask_alone(mask: Mask, layout: ParameterLayout) -> Reference:
+    values: NDArray[np.float32] = np.zeros(int(np.count_nonzero(mask)), np.float32)
+    return Reference(ModelState.of_values(values, mask, np.zeros(layout.b, np.float32)), layout)
+
+
+def _total(order: Order) -> int:
+    return sum(examples for _, examples in order.examples)
+
+
+def _context(order: Order) -> bytes:
+    """Return what tells a sum from all others under the key: run, the model it starts from, and weights."""
+    head = Order(kind="train", round=0, client=0, run=order.run, state=order.state, examples=order.examples)
+    return hashlib.sha256(head.model_dump_json().encode()).digest()
+
+
+def _about(run: str, round: int) -> bytes:
+    return f"model of round {round} of run {run}".encode()

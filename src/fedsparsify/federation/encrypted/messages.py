@@ -1,0 +1,153 @@
+"""What server and clients say to each other in an encrypted federation.
+
+A message is, in little-endian order::
+
+    4  "FSX1"
+    4  H, bytes of the head, at most a megabyte
+    H  the head, JSON: an Order from the server, an Answer from a client
+       the parts that the head's ``parts`` names, in that order, of the sizes it says
+    4  CRC-32 of all before
+
+Parts are of other formats: ``values`` and ``sum`` of ``secure/messages.py``, ``model`` is a checkpoint of the wire
+format, locked by ``secure/locked.py``, ``mask`` is one byte, the number of the encoding, and a mask in it as
+``wire/FORMAT.md`` has it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...errors import WireError
+
+__all__ = ["Answer", "AnswerKind", "Kept", "Order", "read", "write"]
+
+_MAGIC = b"FSX1"
+_HEAD = struct.Struct("<4sI")
+_LARGEST_HEAD = 1 << 20
+
+Count = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seconds = Annotated[float, Field(ge=0)]
+KeyName = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Size = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    round: Count
+    """The round that it belongs to."""
+    client: Count = 0
+    """Index of the client that is asked, or answers."""
+    parts: dict[Literal["values", "sum", "model", "mask"], Size] = {}
+    """Names and sizes of what follows the head; set by :func:`write`."""
+
+
+class Order(_Head):
+    """What the server asks of a client."""
+
+    kind: Literal["begin", "train", "merge"]
+    """``begin``: who are you; ``train`` on the last round's model; ``merge``: make this round's model of the sum."""
+    run: Digest
+    """Tells runs apart."""
+    state: Digest | None = None
+    """Digest of the model that the round starts from; of a first ``begin``, nothing."""
+    examples: list[tuple[Count, Count]] = []
+    """Client and number of examples of each that is asked in this round, ascending."""
+    judge: bool = False
+    """Whether this client evaluates the model, and sends it back locked."""
+
+
+AnswerKind = Literal["ready", "update", "merged", "lacking", "refused"]
+
+
+class Answer(_Head):
+    """What a client answers."""
+
+    kind: AnswerKind
+    """``lacking``: the model that the order starts from; ``refused``: the sum was not what clients have encrypted."""
+    key: KeyName | None = None
+    """Identifier of the client's key."""
+    examples: Count = 0
+    """How many the client has."""
+    state: Digest | None = None
+    """Digest of the model that the client now has."""
+    layers: list[Count] = []
+    """Parameters left in each layer of it."""
+    test: dict[str, float | dict[str, float | None] | None] | None = None
+    """What :data:`~fedsparsify.federation.engine.Evaluate` returned."""
+    training: dict[str, float | None] = {}
+    """Figures of local training, as an update carries them."""
+    clipped: Count = 0
+    """Values that were beyond the bound."""
+    seconds: Seconds = 0.0
+    """Processor time that encrypting, or decrypting, took."""
+
+
+class Kept(_Head):
+    """A checkpoint's head: what the server knows after a round."""
+
+    run: Digest
+    """Tells runs apart."""
+    key: KeyName
+    """Identifier of the clients' key."""
+    state: Digest
+    """Digest of the merged model."""
+    layers: list[Count]
+    """Parameters left in each layer."""
+    examples: list[tuple[Count, Count]]
+    """Client and number of its examples, of all who have been asked."""
+
+
+Head = TypeVar("Head", Order, Answer, Kept)
+
+
+def write(head: Order | Answer | Kept, parts: Mapping[str, bytes] | None = None) -> bytes:
+    """Return a message's bytes."""
+    parts = parts or {}
+    complete = head.model_copy(update={"parts": {name: len(part) for name, part in parts.items()}})
+    text = complete.model_dump_json(exclude_defaults=True).encode()
+    body = _HEAD.pack(_MAGIC, len(text)) + text + b"".join(parts.values())
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def read(data: bytes, kind: type[Head]) -> tuple[Head, dict[str, bytes]]:
+    """Take a message apart, of which nothing is believed.
+
+    Args:
+        data: from a peer.
+        kind: :class:`Order`, :class:`Answer` or :class:`Kept`.
+
+    Raises:
+        WireError: it is malformed.
+    """
+    if len(data) < _HEAD.size + 4 or data[:4] != _MAGIC:
+        raise WireError('message: it does not begin with "FSX1"; is [encryption] the same at both ends?')
+    size = _HEAD.unpack_from(data)[1]
+    if size > min(_LARGEST_HEAD, len(data) - _HEAD.size - 4):
+        raise WireError(f"message: a head of {size} bytes is too long")
+    if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise WireError("message: it was damaged on its way")
+    at = _HEAD.size + size
+    try:
+        head = kind.model_validate_json(data[_HEAD.size : at])
+    except ValidationError as error:
+        first: Any = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "head"
+        raise WireError(f"message: {where}: {first['msg']}") from error
+    parts: dict[str, bytes] = {}
+    for name, length in head.parts.items():
+        if length > len(data) - 4 - at:
+            raise WireError(f"message: part {name} of {length} bytes is cut off")
+        parts[name] = data[at : at + length]
+        at += length
+    if at != len(data) - 4:
+        raise WireError(f"message: {len(data) - 4 - at} bytes too many")
+    return head, parts

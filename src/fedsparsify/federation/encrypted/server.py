@@ -1,0 +1,393 @@
+"""The round loop of a server that sees neither an update nor the model: ask, add up, forward.
+
+A round is two exchanges. ``train``: the participants train on the model that they hold, and send encrypted changes and
+their figures. ``merge``: the server adds up the changes it could use and sends everybody the sum; each makes the next
+model of it and says its digest. One of them also evaluates the model, and sends it back locked, for participants that
+do not hold it and for the checkpoint: the server stores what it cannot read.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...algorithms import Method
+from ...errors import FederationError, TooFewClientsError, WireError
+from ...layout import ParameterLayout
+from ...secure import AnyScheme, Cipher, Limbs
+from ...state import Mask
+from ..alignment import overlap
+from ..engine import Observer, Record, participants
+from ..transport import Reply, Transport
+from .client import read_mask, write_mask
+from .messages import Answer, Kept, Order, read, write
+
+__all__ = ["EncryptedFederation", "LockedState", "LockedStates"]
+
+
+@dataclass(frozen=True, eq=False)
+class LockedState:
+    """All that the server carries from one round to the next.
+
+    Attributes:
+        round: the last finished round.
+        run: tells this run from others under the same key.
+        key: identifier of the clients' key.
+        state: digest of the merged model, which only the key's holders can compute.
+        layers: parameters left in each layer.
+        model: the merged model, locked.
+        examples: client -> number of its examples, as far as they have been asked.
+        mask: bool[n], where the method makes masks public, else None.
+    """
+
+    round: int
+    run: str
+    key: str
+    state: str
+    layers: tuple[int, ...]
+    model: bytes
+    examples: Mapping[int, int]
+    mask: Mask | None = None
+
+    @property
+    def nonzero(self) -> int:
+        """Number of surviving parameters."""
+        return sum(self.layers)
+
+
+class LockedStates:
+    """How such states are written, see :class:`~fedsparsify.federation.checkpoint.Form`.
+
+    Args:
+        layout: the network that they are of.
+    """
+
+    def __init__(self, layout: ParameterLayout) -> None:
+        self._layout = layout
+        self._everywhere = np.ones(layout.n, np.bool_)
+
+    def write(self, state: LockedState) -> bytes:
+        """Return a state's bytes."""
+        head = Kept(
+            round=state.round,
+            run=state.run,
+            key=state.key,
+            state=state.state,
+            layers=list(state.layers),
+            examples=sorted(state.examples.items()),
+        )
+        parts = {"model": state.model}
+        if state.mask is not None:
+            parts["mask"] = write_mask(state.mask, self._everywhere, self._layout)
+        return write(head, parts)
+
+    def read(self, data: bytes) -> LockedState:
+        """Return the state.
+
+        Raises:
+            WireError: the bytes are malformed, or of another network.
+        """
+        head, parts = read(data, Kept)
+        mask = read_mask(parts["mask"], self._everywhere, self._layout) if "mask" in parts else None
+        if len(head.layers) != len(self._layout.parameters) or "model" not in parts:
+            raise WireError("message: it is of another network")
+        known = (head.round, head.run, head.key, head.state, tuple(head.layers), parts["model"])
+        return LockedState(*known, dict(head.examples), mask)
+
+
+@dataclass(eq=False)
+class _Round:
+    """What is counted of one round."""
+
+    t: int
+    chosen: list[int]
+    started: float = field(default_factory=time.perf_counter)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    ciphertext_down: int = 0
+    ciphertext_up: int = 0
+    seconds_add: float = 0.0
+    seconds_decrypt: float = 0.0
+    updates: dict[int, Answer] = field(default_factory=dict)
+    overlap: float | None = None
+
+
+@dataclass(frozen=True)
+class EncryptedFederation:
+    """A federation under encryption, to be run from any state.
+
+    Attributes:
+        method: the federated method, whose ``merges`` is not ``"models"``.
+        layout: the network's layout.
+        transport: reaches the clients.
+        cipher: how they encrypt.
+        scheme: with which parameters.
+        clients: number of clients there are.
+        rounds: T, the last round.
+        seed: fixes who takes part.
+        participation: fraction of the clients that take part in a round, in (0, 1].
+        min_clients: fewest usable updates that a round needs, at least 2.
+    """
+
+    method: Method
+    layout: ParameterLayout
+    transport: Transport
+    cipher: Cipher
+    scheme: AnyScheme
+    clients: int
+    rounds: int
+    seed: int
+    participation: float = 1.0
+    min_clients: int = 2
+
+    def run(self, state: LockedState | None, observers: Sequence[Observer]) -> LockedState:
+        """Run all rounds after ``state.round``, from the initial model where it is None, and return the last state.
+
+        Raises:
+            TooFewClientsError: fewer than ``min_clients`` usable updates came back.
+            FederationError: clients disagree about the merged model, or refuse the sum: it was altered.
+        """
+        if state is None:
+            state = self._begin(observers)
+        for t in range(state.round + 1, self.rounds + 1):
+            state = self._round(state, t, observers)
+        return state
+
+    def _begin(self, observers: Sequence[Observer]) -> LockedState:
+        """Ask round 1's participants who they are, and for the initial model."""
+        round = _Round(0, participants(self.seed, 1, self.clients, self.participation))
+        mask = np.ones(self.layout.n, np.bool_) if self.method.merges == "vote" else None
+        nobody = LockedState(0, secrets.token_hex(16), "", "", (), b"", {}, mask)
+        ready = dict(self._answers(round, nobody, "begin", round.chosen, "ready", judge=round.chosen[0]))
+        return self._agreed(nobody, round, "begin", ready, observers)
+
+    def _round(self, before: LockedState, t: int, observers: Sequence[Observer]) -> LockedState:
+        round = _Round(t, participants(self.seed, t, self.clients, self.participation))
+        before, chosen = self._introduced(before, round)
+        limbs = Limbs(self.scheme.plain_modulus, self.scheme.participants)
+        count = before.nonzero + limbs.each * self.layout.b
+        adder = self.cipher.adder(self.scheme, round=t, count=count, key=bytes.fromhex(before.key))
+        votes = np.zeros(self.layout.n, np.int32)
+        masks: list[NDArray[np.uint8]] = []
+        for done, (k, (answer, parts)) in enumerate(self._answers(round, before, "train", chosen, "update"), 1):
+            try:
+                mask = None
+                if before.mask is not None:
+                    mask = read_mask(parts.get("mask", b""), before.mask, self.layout)
+                added = time.thread_time()
+                adder.take(k, parts.get("values", b""))
+                round.seconds_add += time.thread_time() - added
+            except WireError as error:
+                round.failures.append((k, str(error)))
+                continue
+            if mask is not None:
+                votes += mask
+                masks.append(np.packbits(mask))
+            round.ciphertext_up += len(parts["values"])
+            round.updates[k] = answer
+            for observer in observers:
+                observer.client_done(t, done, len(round.chosen))
+        self._check_enough(round, len(round.updates))
+        added = time.thread_time()
+        parts = {"sum": adder.sum()}
+        round.seconds_add += time.thread_time() - added
+        after = before
+        if before.mask is not None:
+            voted = 2 * votes >= len(round.updates)
+            after = replace(before, mask=voted)
+            parts["mask"] = write_mask(voted, before.mask, self.layout)
+            round.overlap = overlap(masks)
+        took_part, judge = sorted(round.updates), min(round.updates)
+        merged = dict(self._answers(round, before, "merge", took_part, "merged", judge=judge, parts=parts))
+        return self._agreed(after, round, "merge", merged, observers, before, parts)
+
+    def _introduced(self, before: LockedState, round: _Round) -> tuple[LockedState, list[int]]:
+        """Ask participants who have not been asked before for their number of examples; return who can take part."""
+        strangers = [k for k in round.chosen if k not in before.examples]
+        if not strangers:
+            return before, round.chosen
+        examples = dict(before.examples)
+        for k, (answer, _) in self._answers(round, before, "begin", strangers, "ready"):
+            if answer.key != before.key:
+                round.failures.append((k, "its key is another one than the others': give it a copy of theirs"))
+            elif answer.examples < 1:
+                round.failures.append((k, "it has no examples"))
+            else:
+                examples[k] = answer.examples
+        return replace(before, examples=examples), [k for k in round.chosen if k in examples]
+
+    def _agreed(
+        self,
+        known: LockedState,
+        round: _Round,
+        kind: Any,
+        answers: dict[int, tuple[Answer, dict[str, bytes]]],
+        observers: Sequence[Observer],
+        before: LockedState | None = None,
+        parts: Mapping[str, bytes] | None = None,
+    ) -> LockedState:
+        """Return the state on which clients agree, when one of them has also judged it and sent it back."""
+        t, due = round.t, "ready" if kind == "begin" else "merged"
+        tried = {min(round.updates, default=round.chosen[0])}
+        while not (judges := [k for k, (a, p) in sorted(answers.items()) if a.test is not None and "model" in p]):
+            left = [k for k in sorted(answers) if k not in tried]
+            if not left:
+                self._check_enough(round, 0)
+            tried.add(left[0])
+            again = self._answers(round, before or known, kind, [left[0]], due, judge=left[0], parts=parts)
+            answers |= dict(again)
+        self._check_agreement(round, answers)
+        answer, returned = answers[judges[0]]
+        examples = dict(known.examples)
+        if kind == "begin":
+            examples = {k: a.examples for k, (a, _) in answers.items() if a.examples}
+        if len(answer.layers) != len(self.layout.parameters) or answer.state is None:
+            raise FederationError(f"round {t}: client {judges[0]} describes another network than this one")
+        state = replace(
+            known,
+            round=t,
+            key=answer.key or "",
+            state=answer.state,
+            layers=tuple(answer.layers),
+            model=returned["model"],
+            examples=examples,
+        )
+        round.seconds_decrypt = sum(a.seconds for a, _ in answers.values())
+        record = self._record(state, round, answer)
+        for observer in observers:
+            observer.round_done(state, record)
+        return state
+
+    def _check_agreement(self, round: _Round, answers: Mapping[int, tuple[Answer, Any]]) -> None:
+        for what, of in (("key", lambda a: a.key), ("merged model", lambda a: (a.state, tuple(a.layers)))):
+            said = {k: of(answer) for k, (answer, _) in answers.items()}
+            usual = Counter(said.values()).most_common(1)[0][0]
+            others = [str(k) for k, value in said.items() if value != usual]
+            if others:
+                remedy = {
+                    "key": "give all of them the same key file, then start a new run",
+                    "merged model": "look for what differs there (settings, data, versions, hardware), then resume",
+                }[what]
+                raise FederationError(
+                    f"round {round.t}: clients {', '.join(others)} have another {what} than the other"
+                    f" {len(said) - len(others)}: {remedy}"
+                )
+
+    def _check_enough(self, round: _Round, usable: int) -> None:
+        if usable < self.min_clients:
+            reasons = "; ".join(f"client {client}: {why}" for client, why in round.failures[:3])
+            raise TooFewClientsError(
+                f"round {round.t}: {usable} of {len(round.chosen)} participants returned a usable answer, but"
+                f" federation.min_clients = {self.min_clients} ({reasons or 'too few take part'}): mend the clients,"
+                " then resume"
+            )
+
+    def _answers(
+        self,
+        round: _Round,
+        base: LockedState,
+        kind: Any,
+        clients: Iterable[int],
+        due: str,
+        *,
+        judge: int | None = None,
+        parts: Mapping[str, bytes] | None = None,
+    ) -> Iterator[tuple[int, tuple[Answer, dict[str, bytes]]]]:
+        """Send an order and yield sound answers of the kind that is due; who lacks the model is sent it, once."""
+        parts = parts or {}
+        known = [] if kind == "begin" else [(k, base.examples[k]) for k in round.chosen if k in base.examples]
+
+        def order(k: int, *models: bytes) -> bytes:
+            head = Order(
+                kind=kind,
+                round=round.t,
+                client=k,
+                run=base.run,
+                state=base.state or None,
+                examples=known,
+                judge=k == judge,
+            )
+            return write(head, {**parts, **dict(zip(["model"], models, strict=False))})
+
+        again: dict[int, bytes] = {}
+        for reply in self._exchange(round, {k: order(k) for k in clients}, parts):
+            answer = self._read(round, reply, (due, "lacking"))
+            if answer is not None and answer[0].kind == "lacking":
+                again[reply.client] = order(reply.client, base.model)
+            elif answer is not None:
+                yield reply.client, answer
+        for reply in self._exchange(round, again, parts):
+            answer = self._read(round, reply, (due,))
+            if answer is not None:
+                yield reply.client, answer
+
+    def _exchange(self, round: _Round, orders: Mapping[int, bytes], parts: Mapping[str, bytes]) -> Iterator[Reply]:
+        if not orders:
+            return
+        round.bytes_down += sum(map(len, orders.values()))
+        round.ciphertext_down += len(orders) * len(parts.get("sum", b""))
+        for reply in self.transport.exchange(round.t, orders):
+            round.bytes_up += len(reply.payload or b"")
+            yield reply
+
+    def _read(self, round: _Round, reply: Reply, due: Sequence[str]) -> tuple[Answer, dict[str, bytes]] | None:
+        """Judge one reply; None if it cannot be used."""
+        k = reply.client
+        try:
+            if reply.payload is None:
+                raise WireError(reply.failure)
+            answer, parts = read(reply.payload, Answer)
+            if (answer.round, answer.client) != (round.t, k):
+                raise WireError(f"message: it is of client {answer.client} and round {answer.round}")
+            if answer.kind == "refused":
+                raise FederationError(
+                    f"round {round.t}: client {k} refuses the sum, which is not what clients have encrypted: find out"
+                    " who altered it, make a new key (fedsparsify keys new) and start a new run"
+                )
+            if answer.kind not in due:
+                raise WireError(f"message: its kind is {answer.kind} where {due[0]} is due")
+        except WireError as error:
+            round.failures.append((k, str(error)))
+            return None
+        return answer, parts
+
+    def _record(self, state: LockedState, round: _Round, judged: Answer) -> Record:
+        updates = [round.updates[k] for k in sorted(round.updates)]
+        weights = [state.examples[k] for k in sorted(round.updates)]
+        losses = [(a.training.get("loss"), n) for a, n in zip(updates, weights, strict=True)]
+        trained = [(loss, n) for loss, n in losses if loss is not None]
+        native = sum(bool(a.training.get("native")) for a in updates)
+        overlap = 1.0 if state.mask is None and len(updates) > 1 else round.overlap
+        return {
+            "round": state.round,
+            **(judged.test or {}),
+            "sparsity": 1.0 - state.nonzero / self.layout.n,
+            "nonzero": state.nonzero,
+            "participants": list(round.chosen) if state.round else [],
+            "failures": [{"client": client, "reason": why} for client, why in round.failures],
+            "bytes_down": round.bytes_down,
+            "bytes_up": round.bytes_up,
+            "seconds_train": sum(a.training.get("seconds") or 0.0 for a in updates),
+            "seconds_round": time.perf_counter() - round.started,
+            "client_drift": None,  # the server sees no update
+            "mask_overlap": overlap,
+            "train_loss": sum(loss * n for loss, n in trained) / sum(n for _, n in trained) if trained else None,
+            "backends": {"native": native, "torch": len(updates) - native},
+            "layers_nonzero": list(state.layers),
+            "encryption": {
+                "clipped": sum(a.clipped for a in updates),
+                "ciphertext_down": round.ciphertext_down,
+                "ciphertext_up": round.ciphertext_up,
+                "seconds_encrypt": sum(a.seconds for a in updates),
+                "seconds_add": round.seconds_add,
+                "seconds_decrypt": round.seconds_decrypt,
+            },
+        }
