@@ -79,7 +79,11 @@ def simulated(
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in r.items() if not key.startswith("seconds")} for r in records]
+    def timeless(table: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in table.items() if not key.startswith("seconds")}
+        return {key: timeless(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+    return [timeless(record) for record in records]
 
 
 def failures(records: list[dict[str, Any]]) -> dict[int, list[int]]:

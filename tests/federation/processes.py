@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,9 +123,13 @@ class Deployment:
         for site in SITES:
             command += ["--site", site]
         self.own(*command)
+        key = base / "clients.key"
+        self.own("keys", "new", str(key), "--participants", str(len(SITES)))
         for site in SITES:
-            conf = self.folder / "sites" / site / "site.conf"
-            conf.write_text(re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", conf.read_text()))
+            folder = self.folder / "sites" / site
+            shutil.copy(key, folder / "clients.key")
+            conf = re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", (folder / "site.conf").read_text())
+            (folder / "site.conf").write_text(conf.replace('KEY=""', 'KEY="clients.key"'))
         self.relays = {site: Relay(self.port) for site in SITES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

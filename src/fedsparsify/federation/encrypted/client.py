@@ -25,7 +25,7 @@ from ...state import ClientUpdate, Mask, ModelState, ServerState
 from ...wire import Kind, Message, Reference, decode, encode
 from ...wire.masks import decode_mask, encode_mask
 from ..engine import Evaluate, finite, next_state
-from .messages import Answer, AnswerKind, Order, read, write
+from .messages import Answer, AnswerKind, Order, figure, read, write
 
 __all__ = ["EncryptedClient", "Keyring", "Training", "open_model", "read_mask", "write_mask"]
 
@@ -168,8 +168,9 @@ class EncryptedClient:
         parts = {"values": values}
         if self._method.merges == "vote":
             parts["mask"] = write_mask(trained.mask, start.mask, self._layout)
-        figures = {"training": finite(message.metrics), "clipped": clipped + too_large, "seconds": seconds}
-        return self._answer(order, "update", parts, **figures)
+        training = {name: figure(value) for name, value in message.metrics.items()}
+        counted = {"clipped": clipped + too_large, "seconds": figure(seconds)}
+        return self._answer(order, "update", parts, training=training, **counted)
 
     def model(self, round: int) -> ModelState:
         """Return the model of a round that this client holds."""
@@ -223,7 +224,7 @@ class EncryptedClient:
         update = ClientUpdate(who[0], order.round, merged, examples)
         after = next_state(self._method, self._layout, before, iter([update]), order.round)
         self._keep(after)
-        return self._has(order, "merged", after, seconds=seconds)
+        return self._has(order, "merged", after, seconds=figure(seconds))
 
     def _keep(self, state: ServerState) -> None:
         """Hold a state beside the one before it: a server that was killed may ask for its last round again."""

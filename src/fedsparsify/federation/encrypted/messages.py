@@ -15,6 +15,7 @@ format, locked by ``secure/locked.py``, ``mask`` is one byte, the number of the 
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -24,14 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import WireError
 
-__all__ = ["Answer", "AnswerKind", "Kept", "Order", "read", "write"]
+__all__ = ["Answer", "AnswerKind", "Kept", "Order", "figure", "read", "value_of", "write"]
 
 _MAGIC = b"FSX1"
 _HEAD = struct.Struct("<4sI")
 _LARGEST_HEAD = 1 << 20
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
-Seconds = Annotated[float, Field(ge=0)]
+Figure = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
+"""A measured float32 in hexadecimal digits; in decimal ones, times would make messages of changing length."""
 KeyName = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Size = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -83,11 +85,11 @@ class Answer(_Head):
     """Parameters left in each layer of it."""
     test: dict[str, float | dict[str, float | None] | None] | None = None
     """What :data:`~fedsparsify.federation.engine.Evaluate` returned."""
-    training: dict[str, float | None] = {}
+    training: dict[str, Figure] = {}
     """Figures of local training, as an update carries them."""
     clipped: Count = 0
     """Values that were beyond the bound."""
-    seconds: Seconds = 0.0
+    seconds: Figure = "00000000"
     """Processor time that encrypting, or decrypting, took."""
 
 
@@ -107,6 +109,21 @@ class Kept(_Head):
 
 
 Head = TypeVar("Head", Order, Answer, Kept)
+
+
+def figure(value: float) -> str:
+    """Return a measured figure as messages have it."""
+    return struct.pack(">f", value).hex()
+
+
+def value_of(figure: str) -> float:
+    """Return a measured figure, 0 where it is not a finite number.
+
+    >>> value_of(figure(0.25))
+    0.25
+    """
+    value = float(struct.unpack(">f", bytes.fromhex(figure))[0])
+    return value if math.isfinite(value) else 0.0
 
 
 def write(head: Order | Answer | Kept, parts: Mapping[str, bytes] | None = None) -> bytes:

@@ -27,7 +27,7 @@ from ..alignment import overlap
 from ..engine import Observer, Record, participants
 from ..transport import Reply, Transport
 from .client import read_mask, write_mask
-from .messages import Answer, Kept, Order, read, write
+from .messages import Answer, Kept, Order, read, value_of, write
 
 __all__ = ["EncryptedFederation", "LockedState", "LockedStates"]
 
@@ -260,7 +260,7 @@ class EncryptedFederation:
             model=returned["model"],
             examples=examples,
         )
-        round.seconds_decrypt = sum(a.seconds for a, _ in answers.values())
+        round.seconds_decrypt = sum(value_of(a.seconds) for a, _ in answers.values())
         record = self._record(state, round, answer)
         for observer in observers:
             observer.round_done(state, record)
@@ -362,9 +362,9 @@ class EncryptedFederation:
     def _record(self, state: LockedState, round: _Round, judged: Answer) -> Record:
         updates = [round.updates[k] for k in sorted(round.updates)]
         weights = [state.examples[k] for k in sorted(round.updates)]
-        losses = [(a.training.get("loss"), n) for a, n in zip(updates, weights, strict=True)]
-        trained = [(loss, n) for loss, n in losses if loss is not None]
-        native = sum(bool(a.training.get("native")) for a in updates)
+        figures = [{name: value_of(one) for name, one in a.training.items()} for a in updates]
+        losses = [(f["loss"], n) for f, n in zip(figures, weights, strict=True) if "loss" in f]
+        native = sum(bool(f.get("native")) for f in figures)
         overlap = 1.0 if state.mask is None and len(updates) > 1 else round.overlap
         return {
             "round": state.round,
@@ -375,18 +375,18 @@ class EncryptedFederation:
             "failures": [{"client": client, "reason": why} for client, why in round.failures],
             "bytes_down": round.bytes_down,
             "bytes_up": round.bytes_up,
-            "seconds_train": sum(a.training.get("seconds") or 0.0 for a in updates),
+            "seconds_train": sum(f.get("seconds", 0.0) for f in figures),
             "seconds_round": time.perf_counter() - round.started,
             "client_drift": None,  # the server sees no update
             "mask_overlap": overlap,
-            "train_loss": sum(loss * n for loss, n in trained) / sum(n for _, n in trained) if trained else None,
+            "train_loss": sum(loss * n for loss, n in losses) / sum(n for _, n in losses) if losses else None,
             "backends": {"native": native, "torch": len(updates) - native},
             "layers_nonzero": list(state.layers),
             "encryption": {
                 "clipped": sum(a.clipped for a in updates),
                 "ciphertext_down": round.ciphertext_down,
                 "ciphertext_up": round.ciphertext_up,
-                "seconds_encrypt": sum(a.seconds for a in updates),
+                "seconds_encrypt": sum(value_of(a.seconds) for a in updates),
                 "seconds_add": round.seconds_add,
                 "seconds_decrypt": round.seconds_decrypt,
             },
