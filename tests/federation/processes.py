@@ -190,7 +190,10 @@ class Deployment:
 
     def site(self, name: str, **variables: str) -> None:
         address = f"127.0.0.1:{self.relays[name].port}"
-        self.start(name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, **variables)
+        path = os.pathsep.join([str(Path(__file__).with_name("short_heartbeat")), self.environment["PYTHONPATH"]])
+        self.start(
+            name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, PYTHONPATH=path, **variables
+        )
 
     def up(self) -> None:
         self.superlink()

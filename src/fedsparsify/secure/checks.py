@@ -33,7 +33,7 @@ class Checks:
         """Return int64[CHECKS] for a ciphertext's values: their sums under secret weights, plus clients' numbers."""
         weights = self._draw(b"weights", block, 0, CHECKS * self._values).reshape(CHECKS, self._values)
         # A scheme's t and ring are such that these sums fit.
-        checks: NDArray[np.int64] = (weights * (values % self._t)).sum(axis=1) % self._t
+        checks: NDArray[np.int64] = (weights[:, : len(values)] * (values % self._t)).sum(axis=1) % self._t
         for client in clients:
             checks += self._draw(b"client", block, client, CHECKS)
         return checks % self._t

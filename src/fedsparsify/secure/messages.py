@@ -9,7 +9,8 @@ A message is, in little-endian order, with B ciphertexts of a ring of N and K pa
     4  round
     4  count of values
     4  K, then 4 each: the participants, ascending (an upload has one)
-    B * N * bits / 8     the first polynomials, coefficients of q's bits one after the other
+    (count + 2 B) * bits / 8, each in whole bytes: the first polynomials, coefficients of q's bits one after the other;
+                         of the last one only those that hold values or check values
     K * B * 64           kinds 1 and 2: the seeds of the second polynomials, by participant
     B * N * bits / 8     kind 3: the second polynomials
     4  CRC-32 of all before
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -70,7 +71,7 @@ class Sum:
         round: the round that it belongs to.
         count: values in it.
         participants: clients whose values it adds up, ascending.
-        first: uint64[B, N] modulo q, the first polynomials.
+        first: uint64[B, N] modulo q, the first polynomials; 0 where a coefficient holds nothing.
         seeds: K times B times 64 bytes; none where there is ``second``.
         second: uint64[B, N] modulo q, the second polynomials, or None where the seeds stand for them.
     """
@@ -110,8 +111,10 @@ def write(message: Sum) -> bytes:
     )
     who = np.array(message.participants, "<u4").tobytes()
     polynomials = message.first if message.second is None else np.concatenate([message.first, message.second])
-    # A ciphertext at a time: it fills whole bytes, and packing spreads bits to a byte each.
-    body = head + who + b"".join(pack(one, s.modulus_bits) for one in polynomials) + message.seeds
+    sizes = s.used(message.count) + [s.ring] * (len(polynomials) - len(message.first))
+    # A polynomial at a time: packing spreads bits to a byte each.
+    packed = [pack(one[:size], s.modulus_bits) for one, size in zip(polynomials, sizes, strict=True)]
+    body = head + who + b"".join(packed) + message.seeds
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -234,8 +237,9 @@ def read(data: bytes, kinds: Collection[Kind], scheme: Scheme, key: bytes | None
     if not 1 <= people <= (1 if kind == Kind.UPLOAD else scheme.participants):
         raise WireError(f"encrypted message: it cannot be of {people} participants")
     blocks = scheme.blocks(count)
-    packed = blocks * scheme.ring * scheme.modulus_bits // 8
-    size = _HEAD.size + 4 * people + packed + (packed if kind == Kind.WHOLE else people * blocks * SEED) + 4
+    used, full = scheme.used(count), [scheme.ring] * blocks
+    packed, second_size = (sum(_packed_size(n, scheme) for n in sizes) for sizes in (used, full))
+    size = _HEAD.size + 4 * people + packed + (second_size if kind == Kind.WHOLE else people * blocks * SEED) + 4
     if len(data) != size:
         raise WireError(f"encrypted message: it has {len(data)} bytes where {size} are due")
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
@@ -245,18 +249,24 @@ def read(data: bytes, kinds: Collection[Kind], scheme: Scheme, key: bytes | None
     if list(who) != sorted(set(who)):
         raise WireError("encrypted message: its participants are not in ascending order")
     here = here[4 * people :]
-    first, rest = _polynomials(here[:packed], scheme, blocks), here[packed:]
+    first, rest = _polynomials(here[:packed], scheme, used), here[packed:]
     if kind == Kind.WHOLE:
-        second = _polynomials(rest, scheme, blocks)
+        second = _polynomials(rest, scheme, full)
         return Sum(Kind.WHOLE, scheme, its_key, round, count, who, first, b"", second)
     return Sum(Kind(kind), scheme, its_key, round, count, who, first, bytes(rest))
 
 
-def _polynomials(data: memoryview, scheme: Scheme, blocks: int) -> Words:
-    words = np.zeros((blocks, scheme.ring), np.uint64)
-    size = scheme.ring * scheme.modulus_bits // 8
-    for i in range(blocks):
-        words[i] = unpack(data[i * size :][:size], scheme.modulus_bits, scheme.ring)
+def _packed_size(coefficients: int, scheme: Scheme) -> int:
+    return -(-coefficients * scheme.modulus_bits // 8)
+
+
+def _polynomials(data: memoryview, scheme: Scheme, sizes: Sequence[int]) -> Words:
+    words = np.zeros((len(sizes), scheme.ring), np.uint64)
+    at = 0
+    for i, size in enumerate(sizes):
+        length = _packed_size(size, scheme)
+        words[i, :size] = unpack(data[at : at + length], scheme.modulus_bits, size)
+        at += length
     if words.size and int(words.max()) >= scheme.modulus:
         raise WireError("encrypted message: a coefficient is not below the modulus")
     return words

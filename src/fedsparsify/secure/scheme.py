@@ -155,6 +155,13 @@ Scheme(ring=2048, modulus_bits=36, plain_bits=24))
         """Return how many ciphertexts hold ``count`` values."""
         return -(-count // self.values)
 
+    def used(self, count: int) -> list[int]:
+        """Return how many coefficients of each ciphertext hold ``count`` values and their check values.
+
+        What the others hold, nobody needs; of a first polynomial they are not sent.
+        """
+        return [min(self.values, count - start) + CHECKS for start in range(0, count, self.values)]
+
 
 @dataclass(frozen=True)
 class CkksScheme:

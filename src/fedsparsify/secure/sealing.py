@@ -32,7 +32,7 @@ from ..errors import ArgumentError, MissingExtraError, TamperedError, WireError
 from .checks import Checks
 from .keys import Key
 from .messages import SEED, SUMS, Kind, Sum, Words, read, unpack, write
-from .scheme import Scheme
+from .scheme import CHECKS, Scheme
 
 __all__ = ["decrypt", "encrypt", "expand", "make_key"]
 
@@ -55,7 +55,7 @@ def make_key(scheme: Scheme) -> Key:
     secret = seal.library.KeyGenerator(seal.context).secret_key()
     with _memory() as path:
         secret.save(path)
-        data = _coefficients(_content(path))
+        data = _coefficients(_content(path), scheme.ring).astype(np.uint64)
     return Key.of(scheme, data, secrets.token_bytes(32))
 
 
@@ -86,17 +86,15 @@ def encrypt(key: Key, values: NDArray[np.int64], *, client: int, round: int, con
     checks = Checks(key, context, round, values.size)
     seal = _Seal.of(scheme)
     encryptor = seal.library.Encryptor(seal.context, seal.secret(key))
-    blocks = scheme.blocks(values.size)
-    padded = np.zeros(blocks * scheme.values, np.int64)
-    padded[: values.size] = values
-    first = np.zeros((blocks, scheme.ring), np.uint64)
+    first = np.zeros((scheme.blocks(values.size), scheme.ring), np.uint64)
     seeds = []
-    plain = seal.library.Plaintext()
     with _memory() as path:
-        for i, block in enumerate(padded.reshape(blocks, scheme.values)):
-            seal.encoder.encode(np.concatenate([block % t, checks.of(i, block, [client])]).tolist(), plain)
-            encryptor.encrypt_symmetric(plain).save(path)
-            first[i], seed = _ciphertext(_content(path), scheme)
+        for i, used in enumerate(scheme.used(values.size)):
+            block = values[i * scheme.values :][: used - CHECKS]
+            content = np.concatenate([block % t, checks.of(i, block, [client])])
+            encryptor.encrypt_symmetric(seal.plaintext(path, content)).save(path)
+            polynomial, seed = _ciphertext(_content(path), scheme)
+            first[i, :used] = polynomial[:used]
             seeds.append(seed)
     return write(Sum(Kind.UPLOAD, scheme, key.identifier, round, values.size, (client,), first, b"".join(seeds)))
 
@@ -131,11 +129,11 @@ def decrypt(
     decryptor = seal.library.Decryptor(seal.context, seal.secret(key))
     adder = seal.library.Evaluator(seal.context)
     blocks = len(total.first)
-    values = np.zeros((blocks, scheme.values), np.int64)
+    values = np.zeros(count, np.int64)
     plain = seal.library.Plaintext()
     nothing = np.zeros(scheme.ring, np.uint64)
     with _memory() as path:
-        for i in range(blocks):
+        for i, used in enumerate(scheme.used(count)):
             if total.second is None:
                 seeds = [total.seeds[(k * blocks + i) * SEED :][:SEED] for k in range(len(total.participants))]
                 whole = seal.seeded(path, total.first[i], seeds[0])
@@ -144,18 +142,18 @@ def decrypt(
             else:
                 whole = seal.whole(path, total.first[i], total.second[i])
             decryptor.decrypt(whole, plain)
-            found = np.array(seal.encoder.decode_uint64(plain), np.int64)
-            values[i] = found[: scheme.values]
+            plain.save(path)
+            found = _coefficients(_content(path), used)
+            block = values[i * scheme.values :][: used - CHECKS]
+            block[:] = found[:-CHECKS]
             # All of them, whatever is found: how long this takes must not say where a fault is.
-            sound &= np.array_equal(found[scheme.values :], checks.of(i, values[i], total.participants))
-    flat = values.reshape(-1)
-    centred = np.where(flat > t // 2, flat - t, flat)
-    if not sound or np.any(centred[count:]):
+            sound &= np.array_equal(found[-CHECKS:], checks.of(i, block, total.participants))
+    if not sound:
         raise TamperedError(
             "encrypted message: it is not the sum of what its clients have encrypted, but was altered, or is of another"
             " context: stop, and make a new key"
         )
-    return centred[:count], total.participants
+    return np.where(values > t // 2, values - t, values), total.participants
 
 
 def _scheme_of(key: Key) -> Scheme:
@@ -193,7 +191,6 @@ class _Seal:
         self.context = library.SEALContext(parameters, True, library.SEC_LEVEL_TYPE.TC128)
         if not self.context.parameters_set():
             raise ArgumentError(f"{scheme} is refused: {self.context.parameters_error_message()}")
-        self.encoder = library.BatchEncoder(self.context)
         self._scheme = scheme
         # What a ciphertext and a secret key of these parameters begin with.
         self._digest = struct.pack("<4Q", *self.context.first_parms_id())
@@ -214,6 +211,13 @@ class _Seal:
             except (RuntimeError, ValueError) as error:
                 raise ArgumentError("the key is of no use with its own parameters: restore its file") from error
         return secret
+
+    def plaintext(self, path: str, coefficients: NDArray[np.int64]) -> Any:
+        """Return the library's object of a polynomial with these coefficients, and zeros after them."""
+        plain = self.library.Plaintext()
+        _put(path, _PLAINTEXT.pack(bytes(32), len(coefficients), 1.0) + _array(coefficients))
+        plain.load(self.context, path)
+        return plain
 
     def seeded(self, path: str, first: Words, seed: bytes) -> Any:
         """Return the ciphertext of a first polynomial uint64[N] and a seed."""
@@ -264,7 +268,7 @@ def _put(path: str, body: bytes) -> None:
         file.write(_header(len(body)) + body)
 
 
-def _array(words: Words) -> bytes:
+def _array(words: NDArray[Any]) -> bytes:
     body = _COUNT.pack(len(words)) + words.astype("<u8").tobytes()
     return _header(len(body)) + body
 
@@ -281,11 +285,14 @@ def _content(path: str) -> bytes:
     return zstandard.ZstdDecompressor().decompressobj().decompress(data[_HEADER.size :])
 
 
-def _coefficients(body: bytes) -> Words:
-    """Return the coefficients of a plaintext that was saved."""
-    _, count, _ = _PLAINTEXT.unpack_from(body)
+def _coefficients(body: bytes, count: int) -> NDArray[np.int64]:
+    """Return the first coefficients int64[count] of a plaintext that was saved, without zeros at its end."""
+    _, saved, _ = _PLAINTEXT.unpack_from(body)
     start = _PLAINTEXT.size + _HEADER.size + _COUNT.size
-    return np.frombuffer(body, "<u8", count, start).astype(np.uint64)
+    found = np.zeros(count, np.int64)
+    there = min(saved, count)
+    found[:there] = np.frombuffer(body, "<u8", there, start)
+    return found
 
 
 def _ciphertext(body: bytes, scheme: Scheme) -> tuple[Words, bytes]:
