@@ -266,7 +266,7 @@ def test_scripts_work_from_a_folder_that_was_moved(tmp_path: Path) -> None:
     node = run_script(folder / "sites" / "north" / "start.sh", tools, "--trusted-entities", "who trusts.yaml")
     assert node.stdout.splitlines()[0] == str(folder / "sites" / "north")
     assert node.stdout.endswith("<--trusted-entities>\n<who trusts.yaml>\n")
-    assert '<data-dir="" threads=1>' in node.stdout
+    assert '<data-dir="" threads=1 key="">' in node.stdout
     assert run_script(folder / "admin" / "run.sh", tools, "--run-config", "a b").stdout.endswith(
         "<run>\n<../app>\n<--stream>\n<--run-config>\n<a b>\n"
     )
@@ -302,7 +302,21 @@ def test_a_sites_data_folder_is_looked_at_before_anything_starts(
     assert done.returncode == code
     assert word.strip('"') in done.stdout + done.stderr
     if value == "own data":
-        assert f'<data-dir="{site / value}" threads=1>' in done.stdout
+        assert f'<data-dir="{site / value}" threads=1 key="">' in done.stdout
+
+
+@pytest.mark.parametrize(("value", "code"), [("clients.key", 0), ("no such", 2), ('a\\"b', 2)])
+def test_a_sites_key_is_looked_at_before_anything_starts(tmp_path: Path, value: str, code: int) -> None:
+    site = write(tmp_path) / "sites" / "north"
+    (site / "clients.key").write_text("a key")
+    conf = site / "site.conf"
+    conf.write_text(conf.read_text().replace('KEY=""', f'KEY="{value}"'))
+    done = run_script(site / "start.sh", tmp_path / "tools")
+    assert done.returncode == code
+    if code:
+        assert "there is no file" in done.stderr or "KEY in site.conf must be without quotes" in done.stderr
+    else:
+        assert f'key="{site / value}"' in done.stdout
 
 
 def test_scripts_warn_of_certificates_that_end_soon(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from fedsparsify.data.fashion_mnist import SOURCE
+from fedsparsify.secure import Scheme, make_key
 from tests.commands import CONFIG, call, contents, records, write_config
 from tests.test_config import PAGE
 
@@ -470,7 +471,18 @@ CASES = [
     Case(
         "an encryption key that is none",
         set_(*ENCRYPTED, "encryption.key=tiny.toml"),
-        ("tiny.toml", "chmod 600"),
+        ("tiny.toml is no key",),
+    ),
+    Case(
+        "a bound that no change is within",
+        set_(*ENCRYPTED, "encryption.bound=1e-320"),
+        ("encryption.bound = 1e-320 is too small",),
+    ),
+    Case(
+        "a key of another scheme",
+        ("keys", "check", "x.key", "--scheme", "ckks"),
+        ("x.key: a BFV key", "does not fit", "--scheme ckks"),
+        lambda folder: make_key(Scheme.of(2)).save(folder / "x.key"),
     ),
     Case("a key for nobody", ("keys", "new", "x.key", "--participants", "9999"), ("9999 participants are more than",)),
     Case(
@@ -482,7 +494,7 @@ CASES = [
         ("--scheme rsa is unknown; known are bfv, ckks",),
     ),
     Case("no key to check", ("keys", "check", "x.key"), ("x.key: the key cannot be read (No such file",)),
-    Case("a file that is no key", ("keys", "check", "tiny.toml"), ("tiny.toml", "chmod 600")),
+    Case("a file that is no key", ("keys", "check", "tiny.toml"), ("tiny.toml is no key",)),
     Case("no locked model", ("keys", "open", "done", "--key", "x.key"), ("done/model.locked cannot be read",)),
     # Resuming
     Case("nothing to resume", ("resume", "nowhere"), ("nowhere is no run directory: it holds no config.toml",)),

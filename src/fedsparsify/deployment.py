@@ -122,7 +122,7 @@ def _serve(folder: Path, connect: Callable[..., FlowerTransport], config: Mappin
         return connect(
             clients=settings.federation.clients,
             **settings.deployment.model_dump(),
-            largest=_largest(layout),
+            largest=_largest(layout) + experiment.upload_size(prepared, layout),
             calibration="" if calibration is None else json.dumps(asdict(calibration)),
         )
 

@@ -24,7 +24,7 @@ from .plugins import nearest
 from .purge import CRITERIA, SCOPES, make_purge
 from .randomness import derive
 from .schedules import PolynomialSchedule
-from .secure import CIPHERS, AnyScheme
+from .secure import CIPHERS, AnyScheme, FixedPoint, Limbs
 from .state import Floats, ModelState
 from .tune import Tuner, TuneSettings
 
@@ -271,8 +271,16 @@ def check_encryption(settings: Settings, method: Method, clients: int) -> None:
     if not settings.encrypts:
         return
     here = f'encryption.scheme = "{settings.encryption.scheme}"'
+    if method.merges != "models" and (
+        method.starts != "dense" or any(map(method.sends, range(settings.run.rounds + 1)))
+    ):
+        raise ConfigError(
+            f'{here}: method.name = "{settings.method.name}" says that it merges an average, but begins with a round of'
+            ' its own or sends more than models: it needs Method(..., merges="models")'
+        )
     if method.merges == "models":
-        variant = f' with method.merge = "{settings.method.merge}"' if settings.method.name in _VARIANTS else ""
+        named = settings.method.name == "fedsparsify-local"
+        variant = f' with method.merge = "{settings.method.merge}"' if named else ""
         raise ConfigError(
             f'{here}: the server of method.name = "{settings.method.name}"{variant} needs each client\'s model, not'
             " only their average: choose fedsparsify-global, fedsparsify-local or another that merges an average"
@@ -284,7 +292,11 @@ def check_encryption(settings: Settings, method: Method, clients: int) -> None:
             f"{here} needs federation.min_clients of 2 or more, not {settings.federation.min_clients}: a sum of one"
             " shows all clients that one's model"
         )
-    _scheme(settings, clients)
+    scheme = _scheme(settings, clients)
+    try:
+        FixedPoint(settings.encryption.bound, scheme.plain_modulus, scheme.participants)
+    except ArgumentError as error:
+        raise ConfigError(f"encryption.{error}") from error
 
 
 def scheme_of(experiment: Experiment) -> AnyScheme:
@@ -296,7 +308,13 @@ def _scheme(settings: Settings, clients: int) -> AnyScheme:
     return CIPHERS[settings.encryption.scheme].scheme(taking_part(clients, settings.federation.participation))
 
 
-_VARIANTS = ("fedsparsify-local",)
+def upload_size(experiment: Experiment, layout: ParameterLayout) -> int:
+    """Return how many bytes a client's encrypted values take at most; 0 where nothing is encrypted."""
+    if not experiment.settings.encrypts:
+        return 0
+    scheme = scheme_of(experiment)
+    limbs = Limbs(scheme.plain_modulus, scheme.participants)
+    return CIPHERS[experiment.settings.encryption.scheme].upload(scheme, layout.n + limbs.each * layout.b)
 
 
 def _check(settings: Settings) -> None:

@@ -59,11 +59,12 @@ def check(
     """Check that a key's file is whole, private and fit, and say the identifier that all sites' keys must share."""
     from .secure import CIPHERS, Key
 
-    key = Key.load(file)
-    if participants is not None and CIPHERS[_known(scheme)].scheme(participants) != key.scheme:
+    cipher, key = CIPHERS[_known(scheme)], Key.load(file)
+    fits = cipher.scheme(participants or 2)
+    if type(fits) is not type(key.scheme) or (participants is not None and fits != key.scheme):
         raise ConfigError(
-            f"{file}: the {_described(key)} does not fit: make one by fedsparsify keys new FILE --participants"
-            f" {participants} --scheme {scheme}"
+            f"{file}: a {_described(key)}, does not fit: make one by fedsparsify keys new FILE --participants"
+            f" {participants or key.scheme.participants} --scheme {scheme}"
         )
     _say(f"{file}: {_described(key)}")
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ def start(
         state = _initial(experiment, simulator.layout)
         simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
         settings = experiment.settings
+        if settings.encryption.key:  # a resumed run must find it from anywhere
+            path = str(Path(settings.encryption.key).expanduser().resolve())
+            kept = settings.encryption.model_copy(update={"key": path})
+            settings = settings.model_copy(update={"encryption": kept})
+            experiment = replace(experiment, settings=settings)
         keyring = _keyring(experiment) if settings.encrypts and connect is None else None
         run = RunDirectory.create(
             out, settings.to_toml(), _info(experiment, simulator), _digest(experiment, simulator.layout)
@@ -220,29 +226,37 @@ def _drive_encrypted(
     connect: Connect | None,
     keyring: Keyring | None = None,
 ) -> Path:
-    """Run under encryption; ``keyring`` is what a new simulation's clients use, else it is in the run directory."""
-    settings, layout = experiment.settings, simulator.layout
+    """Run under encryption.
+
+    Args:
+        experiment: as for :func:`start`.
+        simulator: clients and evaluator on this machine.
+        run: the run's directory.
+        state: where to go on, None to begin.
+        observers: as for :func:`start`.
+        connect: as for :func:`start`.
+        keyring: what a new simulation's clients use; that of an older one is in its directory.
+    """
+    settings, layout, form = experiment.settings, simulator.layout, _form(experiment, simulator.layout)
+    cipher, scheme = CIPHERS[settings.encryption.scheme], scheme_of(experiment)
     with ExitStack() as stack:
         stack.callback(run.close)
-        form = _form(experiment, layout)
         run.expect(form)
-        if connect is not None:
-            transport = connect(layout, simulator.calibration)
+        finished = run.path / ("model.fsp" if connect is None else "model.locked")
+        if state is not None and state.round == settings.run.rounds and finished.exists():
+            return run.path
+        if connect is None:
+            keyring = _kept_keyring(experiment, run.path, state, keyring)
+            transport: Transport = EncryptedTransport(simulator, _clients(experiment, simulator, keyring))
         else:
-            keyring = _kept_keyring(experiment, run.path, keyring, new=state is None)
-            initial = _initial(experiment, layout).model
-
-            def client(k: int) -> EncryptedClient:
-                examples = len(experiment.split.clients[k])
-                return EncryptedClient(k, examples, experiment.method, layout, initial, keyring, simulator.evaluate)
-
-            transport = EncryptedTransport(simulator, client)
+            cipher.prepare(scheme, scheme.participants)
+            transport = connect(layout, simulator.calibration)
         federation = EncryptedFederation(
             method=experiment.method,
             layout=layout,
             transport=transport,
-            cipher=CIPHERS[settings.encryption.scheme],
-            scheme=scheme_of(experiment),
+            cipher=cipher,
+            scheme=scheme,
             clients=experiment.clients,
             rounds=settings.run.rounds,
             seed=settings.run.seed,
@@ -250,7 +264,7 @@ def _drive_encrypted(
             min_clients=settings.federation.min_clients,
         )
         final = federation.run(state, [run, *observers])
-        if connect is not None or keyring is None:
+        if keyring is None:
             run.finish(form.write(final), "model.locked")
         else:
             model = open_model(keyring.key, final.model, final.run, final.round, layout).model
@@ -258,11 +272,24 @@ def _drive_encrypted(
     return run.path
 
 
+def _clients(experiment: Experiment, simulator: Simulator, keyring: Keyring) -> Callable[[int], EncryptedClient]:
+    """Return what makes a simulated client's side of the encryption."""
+    initial = _initial(experiment, simulator.layout).model
+    shared = WeakValueDictionary[str, ServerState]()
+
+    def client(k: int) -> EncryptedClient:
+        examples = len(experiment.split.clients[k])
+        known = (k, examples, experiment.method, simulator.layout, initial, keyring, simulator.evaluate)
+        return EncryptedClient(*known, experiment.settings.federation.min_clients, shared)
+
+    return client
+
+
 def _keyring(experiment: Experiment, path: Path | None = None) -> Keyring:
     """Return the key of a simulation's clients: of the file that settings name, or of ``path``, or a new one."""
     settings = experiment.settings
     cipher, scheme = CIPHERS[settings.encryption.scheme], scheme_of(experiment)
-    path = Path(settings.encryption.key).expanduser() if settings.encryption.key else path
+    path = Path(settings.encryption.key) if settings.encryption.key else path
     key = cipher.make_key(scheme) if path is None else Key.load(path)
     try:
         return Keyring(cipher, key, scheme, settings.encryption.bound, path)
@@ -270,12 +297,18 @@ def _keyring(experiment: Experiment, path: Path | None = None) -> Keyring:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _kept_keyring(experiment: Experiment, folder: Path, given: Keyring | None, *, new: bool) -> Keyring:
+def _kept_keyring(experiment: Experiment, folder: Path, state: LockedState | None, given: Keyring | None) -> Keyring:
     """Return the key of a simulation's clients after seeing to it that a resumed run will find it."""
     path = folder / "clients.key"
-    if given is None and (path.exists() or not new):
-        return _keyring(experiment, path)
-    keyring = given or _keyring(experiment)
+    named = bool(experiment.settings.encryption.key)
+    if state is not None and not named and not path.exists():
+        raise CheckpointError(
+            f"{path} is missing, the key of this simulation's clients: restore it; if this is a deployment's run, its"
+            " SuperLink goes on with it (docs/deployment.md)"
+        )
+    keyring = given or _keyring(experiment, path if path.exists() else None)
+    if state is not None and keyring.key.identifier.hex() != state.key:
+        raise CheckpointError(f"{keyring.path} is not the key that {folder} was begun with: restore that one")
     if keyring.path is None:
         keyring.key.save(path)
         keyring = replace(keyring, path=path)

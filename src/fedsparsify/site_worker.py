@@ -49,12 +49,15 @@ class _Worker:
     def __init__(self, facts: dict[str, Any]) -> None:
         self._facts = facts
         self._site: Site | EncryptedSite | None = None
+        self._key: tuple[int, ...] = ()
 
     def answer(self, request: bytes) -> bytes:
         """Return 0 and the update, or 1 and why there is none."""
         head, _, broadcast = request.partition(b"\n")
         task = json.loads(head)
         try:
+            if self._key != (key := _state_of(self._facts.get("key", ""))):  # it was replaced
+                self._site, self._key = None, key
             self._site = self._site or self._make(task["calibration"])
             return b"\x00" + self._site.answer(task["client"], task["round"], broadcast)
         except FedSparsifyError as error:
@@ -83,7 +86,25 @@ class _Worker:
             return Client(client, data, prepared.method, tuner, settings.run.seed, settings.wire.uplink)
 
         site = Site(make)
-        return site if not settings.encrypts else _encrypted(site, make, prepared, facts["key"])
+        if settings.encrypts:
+            return _encrypted(site, make, prepared, facts.get("key", ""))
+        if facts.get("key", ""):  # one word of the coordinator's must not undo it
+            raise ConfigError(
+                "this site has a key, but the settings do not encrypt (encryption.scheme): if that is meant, take KEY"
+                " out of site.conf"
+            )
+        return site
+
+
+def _state_of(key: str) -> tuple[int, ...]:
+    """Return what tells a file from the one that took its place; nothing where there is none."""
+    if not key:
+        return ()
+    try:
+        found = Path(key).expanduser().stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _encrypted(site: Site, make: Callable[[int], Client], prepared: Experiment, key: str) -> EncryptedSite:
@@ -105,7 +126,8 @@ def _encrypted(site: Site, make: Callable[[int], Client], prepared: Experiment, 
         w, buffers = own.tuner.layout.read(prepared.module)
         initial = ModelState(w, np.ones(w.shape, np.bool_), buffers)
         judge = partial(evaluate, own.tuner, test=prepared.split.test)
-        return EncryptedClient(client, len(own.data), prepared.method, own.tuner.layout, initial, keyring, judge)
+        least = settings.federation.min_clients
+        return EncryptedClient(client, len(own.data), prepared.method, own.tuner.layout, initial, keyring, judge, least)
 
     return EncryptedSite(site, encrypted)
 

@@ -32,7 +32,8 @@ from fedsparsify.federation.encrypted import (
     LockedStates,
     open_model,
 )
-from fedsparsify.federation.encrypted.messages import Answer, Kept, Order, read, write
+from fedsparsify.federation.encrypted.client import write_mask
+from fedsparsify.federation.encrypted.messages import Answer, Kept, Order, Verdict, read, write
 from fedsparsify.secure import CIPHERS, CkksScheme, FixedPoint, Key, Scheme, make_key
 from fedsparsify.state import Floats, ModelState, ServerState
 from tests.federation.fakes import LAYOUT, ROUNDS, Log, N, Stepping, federation_of, global_method, local_method, start
@@ -138,7 +139,9 @@ def opened(key: Key, state: LockedState) -> ServerState:
     return open_model(key, state.model, state.run, state.round, LAYOUT)
 
 
-def in_the_clear(method: Method, **settings: Any) -> tuple[ServerState, list[dict[str, Any]]]:
+def in_the_clear(
+    method: Method, lost: Mapping[int, set[int]] | None = None, **settings: Any
+) -> tuple[ServerState, list[dict[str, Any]]]:
     """The same federation without encryption."""
     site = Site(lambda k: Client(k, [0] * (10 + k), method, Stepping(), seed=1))  # type: ignore[arg-type]
 
@@ -147,7 +150,8 @@ def in_the_clear(method: Method, **settings: Any) -> tuple[ServerState, list[dic
 
         def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
             for k, broadcast in broadcasts.items():
-                yield Reply(k, site.answer(k, round, broadcast))
+                answer = site.answer(k, round, broadcast)
+                yield Reply(k, None, "lost") if k in (lost or {}).get(round, ()) else Reply(k, answer)
 
     log = Log()
     return federation_of(method, Plain(), min_clients=2, **settings).run(start(), [log]), log.records
@@ -194,13 +198,42 @@ def test_ckks_adds_the_same_up_and_only_its_rounding_differs() -> None:
     assert records[2]["encryption"]["ciphertext_up"] > 4 * 200_000
 
 
-def test_nothing_that_the_server_sees_holds_a_value_of_the_model_or_a_global_mask(keyring: Keyring) -> None:
-    crew = Crew(global_method(), keyring)
-    model, _ = crew.run()
+@every_method
+def test_what_the_server_sees_has_only_the_parts_that_it_should_and_no_value(
+    method: Callable[[], Method], keyring: Keyring
+) -> None:
+    crew = Crew(method(), keyring)
+    seen: list[ModelState] = []
+
+    class Overheard(Stepping):
+        def tune(self, start: ModelState, data: object, *, round: int, client: int, **known: Any) -> Any:
+            tuned = super().tune(start, data, round=round, client=client, **known)
+            seen.extend([start, tuned.model])
+            return tuned
+
+    crew.site = Site(lambda k: Client(k, [0] * (10 + k), crew.method, Overheard(), seed=1))  # type: ignore[arg-type]
+    crew.run()
+    votes = crew.method.merges == "vote"
+    parts: dict[str, set[str]] = {}
+    for order, answer in zip(crew.sent[::2], crew.sent[1::2], strict=True):
+        head, sent = read(order, Order)
+        parts.setdefault(head.kind, set()).update(sent)
+        reply, returned = read(answer, Answer)
+        parts.setdefault(reply.kind, set()).update(returned)
+    assert parts["begin"] == parts["train"] == set()
+    assert parts["ready"] == parts["merged"] == {"model"}
+    assert parts["update"] == ({"values", "mask"} if votes else {"values"})
+    assert parts["merge"] == ({"sum", "mask"} if votes else {"sum"})
     wire = b"".join(crew.sent)
-    assert len(wire) > 10_000
-    for vector in (model.model.values, model.model.buffers, np.packbits(model.model.mask)):
-        assert vector.tobytes()[:8] not in wire
+    changes = [tuned.at(start.mask) - start.values for start, tuned in zip(seen[::2], seen[1::2], strict=True)]
+    for vector in (*changes, *(model.values for model in seen), *(model.buffers[1:] for model in seen)):
+        if np.count_nonzero(vector[:3]) == 3:
+            assert vector[:3].tobytes() not in wire
+            assert keyring.parameters.integers(vector, 0.25)[0][:3].tobytes() not in wire
+    if not votes:
+        for model in seen:
+            if 3 < model.nonzero < N:
+                assert write_mask(model.mask, np.ones(N, np.bool_), LAYOUT)[1:] not in wire
 
 
 @every_method
@@ -243,17 +276,16 @@ def test_a_server_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bits(
         assert ours.model.w.tobytes() == whole.model.w.tobytes()
 
 
-def test_a_client_that_fails_is_left_out_of_the_sum_and_named(keyring: Keyring) -> None:
-    crew = Crew(global_method(), keyring)
+@every_method
+def test_a_client_that_fails_is_left_out_of_the_sum_and_named(method: Callable[[], Method], keyring: Keyring) -> None:
+    crew = Crew(method(), keyring)
     crew.faults["train", 2, 1] = lambda answer: "it fell over"
     crew.faults["merge", 3, 2] = lambda answer: "too late"
     ours, records = crew.run()
     assert records[2]["failures"] == [{"client": 1, "reason": "it fell over"}]
     assert records[3]["failures"] == [{"client": 2, "reason": "too late"}]
-
-    plain = Crew(global_method(), keyring)
-    theirs, _ = plain.run()
-    assert not np.array_equal(ours.model.w, theirs.model.w)
+    theirs, _ = in_the_clear(method(), lost={2: {1}})  # who is late with the merged model is in the sum
+    assert_close(ours, theirs)
 
 
 def test_the_sum_is_weighted_by_those_who_are_in_it(keyring: Keyring) -> None:
@@ -388,7 +420,9 @@ def test_a_sum_of_too_few_stops_the_run(keyring: Keyring) -> None:
 
 
 def test_a_key_for_another_number_of_participants_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="at most 26 participants in a round, and this run needs one for 106"):
+    with pytest.raises(
+        ArgumentError, match="for up to 26 participants in a round, and this run needs that for up to 106"
+    ):
         Keyring(CIPHERS["bfv"], make_key(SCHEME), Scheme.of(100), BOUND)
 
 
@@ -427,3 +461,136 @@ def test_a_part_that_says_it_is_huge_takes_no_memory() -> None:
     body = struct.pack("<4sI", b"FSX1", len(text)) + text
     with pytest.raises(WireError, match="part values of 4611686018427387903 bytes is cut off"):
         read(body + struct.pack("<I", zlib.crc32(body)), Answer)
+
+
+def model_of(answer: bytes, **changes: Any) -> bytes:
+    head, parts = read(answer, Answer)
+    return write(head.model_copy(update=changes), parts)
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "no key": ({"key": None}, "key, state and a number of examples are due"),
+    "no state": ({"state": None}, "key, state and a number of examples are due"),
+    "no examples": ({"examples": 0}, "key, state and a number of examples are due"),
+    "no layers": ({"layers": []}, "so many parameters cannot be left"),
+    "too many parameters": ({"layers": [2**32 - 1] * 4}, "so many parameters cannot be left"),
+    "other layers": ({"layers": [1]}, "so many parameters cannot be left"),
+}
+
+
+@pytest.mark.parametrize("kind", ["begin", "merge"])
+@pytest.mark.parametrize(("changes", "why"), HOSTILE.values(), ids=HOSTILE)
+def test_a_model_that_cannot_be_is_refused_and_its_client_named(
+    kind: str, changes: dict[str, Any], why: str, keyring: Keyring
+) -> None:
+    undisturbed, _ = Crew(global_method(), keyring).run()
+    crew = Crew(global_method(), keyring)
+    t = 0 if kind == "begin" else 2
+    crew.faults[kind, t, 0] = lambda answer: model_of(answer, **changes)
+    _, records = crew.run()
+    named = {failure["client"]: failure["reason"] for failure in records[t]["failures"]}
+    assert set(named) == {0} and why in named[0]
+    assert records[-1]["accuracy"] == pytest.approx(judged(undisturbed.model)["accuracy"], abs=0.5)
+
+
+@pytest.mark.parametrize("test", [{"round": 99.0}, {"accuracy": {"a": 1.0}}, {"metric": "x", "score": 1, "loss": 1}])
+def test_a_judge_cannot_write_into_records_what_he_likes(test: Any, keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+
+    def lie(answer: bytes) -> bytes:
+        head, parts = read(answer, Answer)
+        return write(head.model_copy(update={"test": Verdict.model_construct(**test)}), parts)
+
+    crew.faults["merge", 2, 0] = lie
+    _, records = crew.run()
+    assert [record["round"] for record in records] == list(range(ROUNDS + 1))
+    assert records[2]["failures"][0]["client"] == 0
+
+
+def test_a_peers_words_are_one_short_line(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    text = b'{"round":2,"client":1,"kind":"update","training":{"\\u001b]0;pwn' + b"x" * 4000 + b'":"00"}}'
+    body = struct.pack("<4sI", b"FSX1", len(text)) + text
+    crew.faults["train", 2, 1] = lambda answer: body + struct.pack("<I", zlib.crc32(body))
+    _, records = crew.run()
+    (failure,) = records[2]["failures"]
+    assert failure["reason"].isprintable() and len(failure["reason"]) <= 300 and "pwn" not in failure["reason"]
+
+
+def test_too_few_who_agree_stop_the_run(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    for k in (1, 2, 3):
+        crew.faults["merge", 2, k] = lambda answer: "lost"
+    with pytest.raises(TooFewClientsError, match=r"round 2: 1 of 4 .*min_clients = 3"):
+        crew.run(min_clients=3)
+
+
+def test_where_nobody_judges_the_run_says_so(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    for k in range(4):
+        crew.faults["merge", 2, k] = lambda answer: model_of(answer, test=None)
+    with pytest.raises(FederationError, match="round 2: no client has evaluated the merged model"):
+        crew.run()
+
+
+def test_the_same_clients_begin_another_run(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    first, _ = crew.run()
+    again, records = crew.run()
+    assert first.model.w.tobytes() == again.model.w.tobytes()
+    assert all(not record["failures"] for record in records)
+
+
+def test_nothing_is_encrypted_twice_for_one_attempt(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    doubled: list[tuple[bytes, bytes]] = []
+
+    def ask_again(order: bytes) -> bytes:
+        head = read(order, Order)[0]
+        if head.client == 1:
+            answers = [next(iter(crew.transport.exchange(2, {1: order}))).payload or b"" for _ in range(2)]
+            doubled.append((answers[0], answers[1]))
+        return order
+
+    crew.altered["train", 2] = ask_again
+    crew.run()
+    ((one, other),) = doubled
+    assert one == other and read(one, Answer)[0].kind == "update"
+    attempts = {(h.round, h.attempt) for h in (read(order, Order)[0] for order in crew.sent[::2]) if h.kind != "begin"}
+    assert len(attempts) == len({attempt for _, attempt in attempts}) == ROUNDS
+
+
+def test_a_client_whose_examples_have_changed_is_named_and_takes_part_again(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+
+    def grow(answer: bytes) -> bytes:
+        crew.transport._made[1]._examples = 16
+        crew.site._make = lambda k: Client(k, [0] * (16 if k == 1 else 10 + k), crew.method, Stepping(), seed=1)  # type: ignore[arg-type]
+        crew.site._clients.clear()
+        return answer
+
+    crew.faults["merge", 1, 3] = grow
+    _, records = crew.run()
+    (failure,) = records[2]["failures"]
+    assert failure["client"] == 1 and "it has 16 examples and had 11: it takes part again" in failure["reason"]
+    assert not records[3]["failures"] and not records[4]["failures"]
+
+
+def test_clients_of_one_process_hold_equal_models_once(keyring: Keyring) -> None:
+    from weakref import WeakValueDictionary
+
+    shared = WeakValueDictionary[str, ServerState]()
+    crew = Crew(global_method(), keyring, own={k: {"shared": shared} for k in range(4)})
+    crew.run()
+    held = {id(state) for client in crew.transport._made.values() for t, state in client._states.items() if t > 0}
+    assert len(held) == 2
+
+
+def test_uploads_are_as_long_as_transports_are_told(keyring: Keyring) -> None:
+    for name, scheme in (("bfv", SCHEME), ("ckks", CkksScheme())):
+        cipher = CIPHERS[name]
+        for count in (1, 1022, 1023, 5000):
+            key = cipher.make_key(scheme)
+            data = cipher.encrypt(key, np.zeros(count, np.int64), client=0, round=1, context=b"")
+            longest = cipher.upload(scheme, count)
+            assert len(data) == longest if name == "bfv" else 0.7 * longest < len(data) <= longest

@@ -123,7 +123,7 @@ def test_a_lost_key_and_a_damaged_checkpoint_are_named_and_nothing_is_lost(tmp_p
     (run / "clients.key").unlink()
     before = contents(run)
     outcome = call("resume", run, "--no-report")
-    assert outcome.code == 2 and "clients.key: the key cannot be read" in outcome.err
+    assert outcome.code == 2 and "clients.key is missing, the key of this simulation" in outcome.err
     assert contents(run) == before
     with os.fdopen(os.open(run / "clients.key", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(key)
@@ -186,3 +186,61 @@ def test_a_site_without_a_key_says_so(tmp_path: Path) -> None:
     outcome = list(nowhere.exchange(0, {0: b""}))
     assert settings.encrypts
     assert "this site has no key: say where it is in site.conf (KEY)" in outcome[0].failure
+
+
+@pytest.mark.skipif(not available(), reason="as the simulator without a compiler")
+def test_a_sites_process_serves_another_run_with_another_key(reference: dict[str, Path], tmp_path: Path) -> None:
+    key = tmp_path / "clients.key"
+    settings = load_settings(config_of(tmp_path, "fedsparsify-global"))
+    sites: list[_Sites] = []
+
+    def connect(layout: ParameterLayout, calibration: Calibration | None) -> _Sites:
+        sites[:] = sites or [_Sites(tmp_path, key, calibration)]
+        return sites[0]
+
+    for name in ("first", "second"):
+        key.unlink(missing_ok=True)
+        assert call("keys", "new", key, "--participants", "4").code == 0
+        runs.start(prepare(settings, "here", deployed=True), tmp_path / name, [], connect)
+        assert without_time(records(tmp_path / name)) == without_time(records(reference["fedsparsify-global"]))
+        assert call("keys", "open", tmp_path / name, "--key", key).code == 0
+
+
+def test_a_site_with_a_key_does_not_train_in_the_clear(tmp_path: Path) -> None:
+    key = tmp_path / "clients.key"
+    assert call("keys", "new", key, "--participants", "4").code == 0
+    config_of(tmp_path, "fedsparsify-global")
+    sites = _Sites(tmp_path, key, None)
+    sites._workers[0]._facts["set"] = ["encryption.scheme=none"]
+    (reply,) = sites.exchange(0, {0: b""})
+    assert reply.payload is None and "this site has a key, but the settings do not encrypt" in reply.failure
+
+
+def test_a_finished_run_is_left_as_it_is_and_another_key_is_refused(tmp_path: Path) -> None:
+    config, run = config_of(tmp_path, "fedsparsify-global"), tmp_path / "run"
+    settings = load_settings(config)
+    with pytest.raises(_Killed):
+        runs.start(prepare(settings, "here"), run, [_After(1)])
+    own = (run / "clients.key").rename(tmp_path / "own.key")
+    assert call("keys", "new", run / "clients.key", "--participants", "4").code == 0
+    outcome = call("resume", run, "--no-report")
+    assert outcome.code == 2 and "is not the key that" in outcome.err and "restore that one" in outcome.err
+    own.rename(run / "clients.key")
+    assert call("resume", run, "--no-report").code == 0
+    (run / "clients.key").unlink()
+    before = contents(run)
+    assert call("resume", run, "--no-report").code == 0
+    assert contents(run) == before
+
+
+def test_a_key_named_by_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert call("keys", "new", "mine.key", "--participants", "4").code == 0
+    settings = load_settings(config_of(tmp_path, "fedsparsify-global"), ['encryption.key="mine.key"'])
+    with pytest.raises(_Killed):
+        runs.start(prepare(settings, "here"), tmp_path / "run", [_After(1)])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("resume", tmp_path / "run", "--no-report").code == 0

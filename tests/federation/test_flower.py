@@ -23,7 +23,7 @@ from fedsparsify.algorithms.fedavg import fedavg
 from fedsparsify.errors import ArgumentError, TooFewClientsError
 from fedsparsify.federation import Client, Federation, Site
 from fedsparsify.federation.flower import FlowerTransport, Node, Task, make_client_app
-from fedsparsify.federation.flower.records import clean
+from fedsparsify.federation.transport import clean
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.state import ModelState, ServerState
 from fedsparsify.tune import Tuned

@@ -7,6 +7,7 @@ import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,3 +132,39 @@ def test_a_key_file_comes_back(key: Key, tmp_path: Path, uploads: list[bytes]) -
     again = Key.load(tmp_path / "ckks.key")
     assert again == key and again.identifier == key.identifier
     assert np.array_equal(read_by(again, total_of(uploads)), values_of(3).sum(0))
+
+
+def inner(
+    vector: bytes, sizes: bytes = bytes.fromhex("0a028020"), ciphertexts: int = 1, scale: float = 2.0**40
+) -> bytes:
+    """A vector of TenSEAL's with something else around its ciphertext, in a sealed message for 4,000 values."""
+    ciphertext = vector[4:-9]
+    made = sizes + ciphertexts * ciphertext + b"\x19" + struct.pack("<d", scale)
+    head = struct.pack("<4s8sIII", b"FSC1", bytes(8), 7, 4000, 1) + struct.pack("<I", 0)
+    return sealed(head + struct.pack("<I", len(made)) + made)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"ciphertexts": 0},
+        {"ciphertexts": 2},
+        {"sizes": bytes.fromhex("0a02a01f")},
+        {"sizes": bytes.fromhex("0a0380200a")},
+        {"sizes": bytes.fromhex("0a04a01f8020")},
+        {"sizes": b""},
+        {"scale": 0.0},
+        {"scale": float("nan")},
+        {"scale": 2.0**41},
+    ],
+    ids=str,
+)
+def test_a_vector_of_another_form_is_refused_before_the_library_adds_it(other: dict[str, Any], key: Key) -> None:
+    upload = CKKS.encrypt(key, np.zeros(4000, np.int64), client=0, round=7, context=RUN)
+    vector = upload[32:-4]
+    adder = CKKS.adder(SCHEME, round=7, count=4000)
+    with pytest.raises(WireError):
+        adder.take(0, inner(vector, **other))
+    adder.take(0, inner(vector))
+    with pytest.raises(WireError, match="already"):
+        adder.take(0, inner(vector))

@@ -40,7 +40,7 @@ from .engine import Record, State
 __all__ = ["Form", "RunDirectory", "States", "message_in"]
 
 _DIGEST_BYTES = 32
-_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked")
+_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
 
 
 class Form(Protocol):

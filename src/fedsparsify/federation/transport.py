@@ -8,7 +8,9 @@ from typing import Protocol
 
 from ..state import Floats
 
-__all__ = ["Reply", "Transport"]
+__all__ = ["Reply", "Transport", "clean"]
+
+_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,13 @@ class Transport(Protocol):
     def restore(self, carried: Mapping[str, Floats]) -> None:
         """Give clients back what :meth:`carried` returned."""
         ...
+
+
+def clean(text: str | None) -> str:
+    r"""Return a peer's text as one line without control characters, cut to a few hundred.
+
+    >>> clean("two\nlines\x1b[31m")
+    'two lines [31m'
+    """
+    printable = "".join(character if character.isprintable() else " " for character in (text or "")[: 4 * _LONGEST])
+    return " ".join(printable.split())[:_LONGEST] or "failed without a reason"

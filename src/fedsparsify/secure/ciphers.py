@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import ckks, sealing
 from .keys import Key
-from .messages import Adder
+from .messages import Adder, forwards_seeds, upload_size
 from .scheme import AnyScheme, CkksScheme, Scheme
 
 __all__ = ["CIPHERS", "AnyAdder", "Cipher"]
@@ -58,6 +58,8 @@ class Cipher:
         encrypt: what a client does with its integers.
         decrypt: what it does with a sum.
         adder: makes what the server adds with, given parameters, ``round``, ``count`` and the ``key``'s identifier.
+        upload: parameters and a number of values -> bytes of the largest upload of so many.
+        prepare: parameters and most participants -> nothing; raises where the server lacks what it adds with.
     """
 
     scheme: Callable[[int], AnyScheme]
@@ -65,6 +67,8 @@ class Cipher:
     encrypt: Encrypt
     decrypt: Decrypt
     adder: Callable[..., AnyAdder]
+    upload: Callable[[Any, int], int]
+    prepare: Callable[[Any, int], None]
 
 
 def _ckks_scheme(participants: int) -> AnyScheme:
@@ -72,7 +76,21 @@ def _ckks_scheme(participants: int) -> AnyScheme:
     return CkksScheme()
 
 
+def _prepare_bfv(scheme: Scheme, participants: int) -> None:
+    if not forwards_seeds(scheme, participants):
+        sealing.expand(scheme, b"")
+
+
+def _prepare_ckks(scheme: CkksScheme, participants: int) -> None:
+    ckks.CkksAdder(scheme, round=0, count=0)
+
+
 CIPHERS: dict[str, Cipher] = {
-    "bfv": Cipher(Scheme.of, sealing.make_key, sealing.encrypt, sealing.decrypt, partial(Adder, expand=sealing.expand)),
-    "ckks": Cipher(_ckks_scheme, ckks.make_key, ckks.encrypt, ckks.decrypt, ckks.CkksAdder),
+    "bfv": Cipher(
+        *(Scheme.of, sealing.make_key, sealing.encrypt, sealing.decrypt, partial(Adder, expand=sealing.expand)),
+        *(upload_size, _prepare_bfv),
+    ),
+    "ckks": Cipher(
+        *(_ckks_scheme, ckks.make_key, ckks.encrypt, ckks.decrypt, ckks.CkksAdder, ckks.upload_size, _prepare_ckks)
+    ),
 }

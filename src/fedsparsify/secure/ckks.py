@@ -29,7 +29,7 @@ from .checks import Checks
 from .keys import Key
 from .scheme import CHECKS, CkksScheme
 
-__all__ = ["CkksAdder", "decrypt", "encrypt", "make_key"]
+__all__ = ["CkksAdder", "decrypt", "encrypt", "make_key", "upload_size"]
 
 _HEAD = struct.Struct("<4s8sIII")
 _LENGTH = struct.Struct("<I")
@@ -99,11 +99,17 @@ def decrypt(
     return flat[:count], who
 
 
+def upload_size(scheme: CkksScheme, count: int) -> int:
+    """Return the bytes of the largest upload of ``count`` values."""
+    return _HEAD.size + 4 + scheme.blocks(count) * (_LENGTH.size + _LARGEST_VECTOR) + 4
+
+
 class CkksAdder:
     """Adds up clients' messages as :class:`.messages.Adder` does; the same arguments and methods."""
 
     def __init__(self, scheme: CkksScheme, *, round: int, count: int, key: bytes | None = None) -> None:
         self._scheme, self._round, self._count, self._key = scheme, round, count, key
+        self._context = _without_key(scheme)
         self._total: list[Any] = []
         self._clients: set[int] = set()
 
@@ -126,7 +132,7 @@ class CkksAdder:
             raise WireError("it has already given its values")
         if len(self._clients) >= self._scheme.participants:
             raise ArgumentError(f"a sum can be of at most {self._scheme.participants} participants")
-        vectors = [_vector(_without_key(self._scheme), part) for part in parts]
+        vectors = [_vector(self._context, part) for part in parts]
         try:
             total = [a + b for a, b in zip(self._total, vectors, strict=True)] if self._total else vectors
         except (RuntimeError, ValueError) as error:
@@ -187,13 +193,39 @@ def _read(
 
 
 def _vector(context: Any, data: bytes) -> Any:
+    """Return the library's vector, which is of just the one shape that clients write.
+
+    The library believes what a vector says of its own sizes and number of ciphertexts, so that is read here first.
+    """
+    start, end = _PREFIX + b"\x12", b"\x19" + struct.pack("<d", _SCALE)
+    size, at = _varint(data, len(start))
+    if not data.startswith(start) or not data.endswith(end) or at + size + len(end) != len(data):
+        raise WireError("encrypted message: a ciphertext is of another size, scale or form")
     try:
         vector = _library().ckks_vector_from(context, data)
+        (ciphertext,) = vector.ciphertext()
+        form = (ciphertext.size(), ciphertext.coeff_modulus_size(), ciphertext.is_ntt_form(), ciphertext.scale)
     except (RuntimeError, ValueError) as error:
         raise WireError("encrypted message: the library refuses a ciphertext") from error
-    if vector.size() != CkksScheme().values + CHECKS:
-        raise WireError("encrypted message: a ciphertext is of another size")
+    if form != (2, len(_MODULI) - 1, True, _SCALE):
+        raise WireError("encrypted message: a ciphertext is of another size, scale or form")
     return vector
+
+
+# Of TenSEAL's Protobuf message: field 1, packed, one size of 4096; then come field 2, the ciphertext, and 3, the scale.
+_PREFIX = bytes.fromhex("0a028020")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a Protobuf number of up to four bytes, and where it ends."""
+    number = 0
+    for shift in range(0, 28, 7):
+        byte = data[at] if at < len(data) else 0
+        number |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            break
+    return number, at
 
 
 def _scheme_of(key: Key) -> CkksScheme:

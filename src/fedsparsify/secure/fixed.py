@@ -35,6 +35,8 @@ class FixedPoint:
             raise ArgumentError(f"bound = {self.bound} must be a finite number above 0")
         if self.participants < 1 or self.scale <= 0:
             raise ArgumentError(f"{self.participants} participants leave no integer modulo {self.modulus} for values")
+        if self.scale > 2.0**100:
+            raise ArgumentError(f"bound = {self.bound} is too small: changes of parameters are larger")
 
     @property
     def scale(self) -> float:

@@ -90,12 +90,12 @@ class Key:
                 data = file.read(1 << 20)
         except OSError as error:
             raise DataError(f"{path}: the key cannot be read ({error.strerror})") from error
+        if len(data) < _HEAD.size or data[:4] != _MAGIC:
+            raise DataError(f"{path} is no key of FedSparsify's")
         if stat.S_IMODE(mode) & 0o077:
             raise DataError(
                 f"{path} can be read by others than its owner: chmod 600 it, and make a new key if it was read"
             )
-        if len(data) < _HEAD.size or data[:4] != _MAGIC:
-            raise DataError(f"{path} is no key of FedSparsify's")
         _, ring, modulus, plain, kind = _HEAD.unpack_from(data)
         if kind not in (_BFV, _CKKS):
             raise DataError(f"{path}: the key is of a later version of FedSparsify: install that")

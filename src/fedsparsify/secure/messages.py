@@ -35,7 +35,20 @@ from numpy.typing import NDArray
 from ..errors import WireError
 from .scheme import Scheme
 
-__all__ = ["SEED", "SUMS", "Adder", "Kind", "Sum", "add", "pack", "read", "unpack", "write"]
+__all__ = [
+    "SEED",
+    "SUMS",
+    "Adder",
+    "Kind",
+    "Sum",
+    "add",
+    "forwards_seeds",
+    "pack",
+    "read",
+    "unpack",
+    "upload_size",
+    "write",
+]
 
 SEED = 64
 """Bytes of a seed."""
@@ -170,13 +183,24 @@ class Adder:
         total = self._total % np.uint64(scheme.modulus)
         known = b"".join(self._seeds[k] for k in clients)
         about = (scheme, self._key or b"", self._round, self._count, clients, total)
-        if expand is None or len(known) <= total.size * scheme.modulus_bits // 8:
+        if expand is None or forwards_seeds(scheme, len(clients)):
             return write(Sum(Kind.SEEDED, *about, known))
         second = np.zeros_like(total)
         for k in clients:
             second += expand(scheme, self._seeds[k])
         second %= np.uint64(scheme.modulus)
         return write(Sum(Kind.WHOLE, *about, b"", second))
+
+
+def forwards_seeds(scheme: Scheme, participants: int) -> bool:
+    """Whether a sum is smaller with all seeds than with the second polynomials' sum."""
+    return participants * SEED <= scheme.ring * scheme.modulus_bits // 8
+
+
+def upload_size(scheme: Scheme, count: int) -> int:
+    """Return the bytes of an upload of ``count`` values."""
+    packed = sum(_packed_size(n, scheme) + SEED for n in scheme.used(count))
+    return _HEAD.size + 4 + packed + 4
 
 
 def add(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from ...state import ClientUpdate, Mask, ModelState, ServerState
 from ...wire import Kind, Message, Reference, decode, encode
 from ...wire.masks import decode_mask, encode_mask
 from ..engine import Evaluate, finite, next_state
-from .messages import Answer, AnswerKind, Order, figure, read, write
+from .messages import Answer, AnswerKind, Order, Verdict, figure, read, write
 
 __all__ = ["EncryptedClient", "Keyring", "Training", "open_model", "read_mask", "write_mask"]
 
@@ -55,9 +56,9 @@ class Keyring:
             )
         if self.key.scheme != self.scheme:
             raise ArgumentError(
-                f"the key is for at most {self.key.scheme.participants} participants in a round, and this run needs one"
-                f" for {self.scheme.participants}: make it by fedsparsify keys new FILE --participants"
-                f" {self.scheme.participants}"
+                f"the key is of the size for up to {self.key.scheme.participants} participants in a round, and this run"
+                f" needs that for up to {self.scheme.participants}: make one by fedsparsify keys new FILE"
+                f" --participants {self.scheme.participants}"
             )
 
     @property
@@ -90,6 +91,7 @@ class EncryptedClient:
         keyring: from whoever runs the client, never from the server.
         evaluate: judges a model on the test set that is here.
         least: fewest participants of a sum that is read.
+        shared: where clients of one process find each other's models by digest, so that equal ones are held once.
     """
 
     def __init__(
@@ -102,13 +104,17 @@ class EncryptedClient:
         keyring: Keyring,
         evaluate: Evaluate,
         least: int = 2,
+        shared: WeakValueDictionary[str, ServerState] | None = None,
     ) -> None:
         self._index, self._examples = index, examples
         self._method, self._layout = method, layout
         self._keyring, self._evaluate = keyring, evaluate
         self._least = least
-        self._states: dict[int, ServerState] = {0: ServerState(0, initial)}
-        self._open: tuple[Order, ServerState] | None = None
+        self._shared = WeakValueDictionary[str, ServerState]() if shared is None else shared
+        self._initial = ServerState(0, initial)
+        self._states: dict[int, ServerState] = {0: self._initial}
+        self._open: tuple[Order, ServerState, bytes] | None = None
+        self._answered: tuple[bytes, bytes] | None = None
         self._refused = False
 
     def open(self, message: bytes) -> bytes | Training:
@@ -124,13 +130,18 @@ class EncryptedClient:
             return self._answer(order, "refused")
         if order.kind == "begin":
             return self._ready(order)
-        if (self._index, self._examples) not in order.examples:
-            raise WireError(f"message: client {self._index} is not in it with its {self._examples} examples")
+        asked = dict(order.examples)
+        if self._index not in asked:
+            raise WireError(f"message: client {self._index} is not among those who are asked")
+        if asked[self._index] != self._examples:
+            return self._answer(order, "changed", examples=self._examples)
+        if self._answered is not None and self._answered[0] == message:
+            return self._answered[1]  # nothing is encrypted twice for one attempt
         before = self._base(order, parts)
         if before is None:
             return self._answer(order, "lacking")
         if order.kind == "train":
-            self._open = (order, before)
+            self._open = (order, before, message)
             return Training(encode(Message(Kind.BROADCAST, order.round, before.model), self._layout))
         try:
             return self._merge(order, before, parts)
@@ -149,7 +160,7 @@ class EncryptedClient:
         """
         if self._open is None:
             raise FederationError("there is an update where none was asked for")
-        (order, before), self._open = self._open, None
+        (order, before, asked), self._open = self._open, None
         start = before.model
         message = decode(update, self._layout, Reference(start, self._layout), Kind.UPDATE)
         trained, weight = message.model, self._examples / _total(order)
@@ -170,16 +181,19 @@ class EncryptedClient:
             parts["mask"] = write_mask(trained.mask, start.mask, self._layout)
         training = {name: figure(value) for name, value in message.metrics.items()}
         counted = {"clipped": clipped + too_large, "seconds": figure(seconds)}
-        return self._answer(order, "update", parts, training=training, **counted)
+        answer = self._answer(order, "update", parts, training=training, **counted)
+        self._answered = (asked, answer)
+        return answer
 
-    def model(self, round: int) -> ModelState:
-        """Return the model of a round that this client holds."""
-        return self._states[round].model
+    def release(self, round: int) -> None:
+        """Let go of models that no order of this round or a later one starts from."""
+        self._states = {t: state for t, state in self._states.items() if t >= round - 1}
 
     def _ready(self, order: Order) -> bytes:
         if order.round > 0:  # only the initial model is everybody's
             return self._answer(order, "ready", key=self._keyring.key.identifier.hex(), examples=self._examples)
-        return self._has(order, "ready", self._states[0])
+        self._states = {0: self._initial}  # it may be another run, for a site's process stays
+        return self._has(order, "ready", self._initial)
 
     def _base(self, order: Order, parts: Mapping[str, bytes]) -> ServerState | None:
         """Return the model that an order starts from, None if it is not held."""
@@ -228,6 +242,7 @@ class EncryptedClient:
 
     def _keep(self, state: ServerState) -> None:
         """Hold a state beside the one before it: a server that was killed may ask for its last round again."""
+        state = self._shared.setdefault(self._digest(state), state)
         self._states = {t: held for t, held in self._states.items() if t == state.round - 1} | {state.round: state}
 
     def _has(self, order: Order, kind: AnswerKind, state: ServerState, **figures: Any) -> bytes:
@@ -236,7 +251,7 @@ class EncryptedClient:
         if order.judge:
             content = encode(Message(Kind.CHECKPOINT, state.round, state.model, memory=state.memory), self._layout)
             parts["model"] = lock(self._keyring.key, content, _about(order.run, state.round))
-            figures["test"] = finite(self._evaluate(state.model))
+            figures["test"] = Verdict.of(finite(self._evaluate(state.model)))
         return self._answer(
             order,
             kind,
@@ -306,8 +321,9 @@ def _total(order: Order) -> int:
 
 
 def _context(order: Order) -> bytes:
-    """Return what tells a sum from all others under the key: run, the model it starts from, and weights."""
-    head = Order(kind="train", round=0, client=0, run=order.run, state=order.state, examples=order.examples)
+    """Return what tells a sum from all others under the key: run, attempt, the model it starts from, and weights."""
+    told = {"run": order.run, "attempt": order.attempt, "state": order.state, "examples": order.examples}
+    head = Order(kind="train", round=0, client=0, **told)  # type: ignore[arg-type]
     return hashlib.sha256(head.model_dump_json().encode()).digest()
 
 

@@ -3,7 +3,7 @@
 A message is, in little-endian order::
 
     4  "FSX1"
-    4  H, bytes of the head, at most a megabyte
+    4  H, bytes of the head, at most 2**22
     H  the head, JSON: an Order from the server, an Answer from a client
        the parts that the head's ``parts`` names, in that order, of the sizes it says
     4  CRC-32 of all before
@@ -23,13 +23,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import WireError
+from ...errors import ArgumentError, WireError
+from ..transport import clean
 
-__all__ = ["Answer", "AnswerKind", "Kept", "Order", "figure", "read", "value_of", "write"]
+__all__ = ["Answer", "AnswerKind", "Kept", "Order", "Verdict", "figure", "read", "value_of", "write"]
 
 _MAGIC = b"FSX1"
 _HEAD = struct.Struct("<4sI")
-_LARGEST_HEAD = 1 << 20
+_LARGEST_HEAD = 1 << 22
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 Figure = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
@@ -63,18 +64,45 @@ class Order(_Head):
     """Digest of the model that the round starts from; of a first ``begin``, nothing."""
     examples: list[tuple[Count, Count]] = []
     """Client and number of examples of each that is asked in this round, ascending."""
+    attempt: Digest | None = None
+    """Tells the sum that a ``train`` order asks for, and the ``merge`` order after it brings, from any other."""
     judge: bool = False
     """Whether this client evaluates the model, and sends it back locked."""
 
 
-AnswerKind = Literal["ready", "update", "merged", "lacking", "refused"]
+AnswerKind = Literal["ready", "update", "merged", "lacking", "changed", "refused"]
+Metric = Literal["accuracy", "mae"]
+Score = float | None
+
+
+class Verdict(BaseModel):
+    """What a judge found; a figure that is not a finite number is None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    metric: Metric
+    score: Score
+    loss: Score
+    groups: Annotated[dict[Annotated[str, Field(max_length=80)], Score], Field(max_length=10_000)] = {}
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Verdict:
+        """Make it of what :data:`~fedsparsify.federation.engine.Evaluate` returned, not finite numbers as None."""
+        metric: Metric = "mae" if "mae" in figures else "accuracy"
+        return cls(metric=metric, score=figures[metric], loss=figures["loss"], groups=dict(figures.get("groups", {})))
+
+    def record(self) -> dict[str, Any]:
+        """Return the figures as records have them."""
+        groups = {clean(name): score for name, score in self.groups.items()}
+        return {self.metric: self.score, "loss": self.loss, **({"groups": groups} if groups else {})}
 
 
 class Answer(_Head):
     """What a client answers."""
 
     kind: AnswerKind
-    """``lacking``: the model that the order starts from; ``refused``: the sum was not what clients have encrypted."""
+    """``lacking``: the model that the order starts from; ``changed``: the number of examples that it names is not mine;
+    ``refused``: the sum was not what clients have encrypted."""
     key: KeyName | None = None
     """Identifier of the client's key."""
     examples: Count = 0
@@ -83,9 +111,9 @@ class Answer(_Head):
     """Digest of the model that the client now has."""
     layers: list[Count] = []
     """Parameters left in each layer of it."""
-    test: dict[str, float | dict[str, float | None] | None] | None = None
-    """What :data:`~fedsparsify.federation.engine.Evaluate` returned."""
-    training: dict[str, Figure] = {}
+    test: Verdict | None = None
+    """What the client found as the judge."""
+    training: Annotated[dict[Literal["loss", "native", "seconds"], Figure], Field(max_length=3)] = {}
     """Figures of local training, as an update carries them."""
     clipped: Count = 0
     """Values that were beyond the bound."""
@@ -127,10 +155,18 @@ def value_of(figure: str) -> float:
 
 
 def write(head: Order | Answer | Kept, parts: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a message's bytes."""
+    """Return a message's bytes.
+
+    Raises:
+        ArgumentError: the head is too long to be read: there are too many clients.
+    """
     parts = parts or {}
     complete = head.model_copy(update={"parts": {name: len(part) for name, part in parts.items()}})
     text = complete.model_dump_json(exclude_defaults=True).encode()
+    if len(text) > _LARGEST_HEAD:
+        raise ArgumentError(
+            f"{len(text)} bytes about all clients are more than the {_LARGEST_HEAD} of a message's head"
+        )
     body = _HEAD.pack(_MAGIC, len(text)) + text + b"".join(parts.values())
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -157,7 +193,8 @@ def read(data: bytes, kind: type[Head]) -> tuple[Head, dict[str, bytes]]:
         head = kind.model_validate_json(data[_HEAD.size : at])
     except ValidationError as error:
         first: Any = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "head"
+        where = str(first["loc"][0]) if first["loc"] else ""
+        where = where if where in kind.model_fields else "head"  # names within may be of the peer's making
         raise WireError(f"message: {where}: {first['msg']}") from error
     parts: dict[str, bytes] = {}
     for name, length in head.parts.items():

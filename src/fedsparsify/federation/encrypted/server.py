@@ -11,9 +11,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,9 @@ from ...secure import AnyScheme, Cipher, Limbs
 from ...state import Mask
 from ..alignment import overlap
 from ..engine import Observer, Record, participants
-from ..transport import Reply, Transport
+from ..transport import Reply, Transport, clean
 from .client import read_mask, write_mask
-from .messages import Answer, Kept, Order, read, value_of, write
+from .messages import Answer, AnswerKind, Kept, Order, read, value_of, write
 
 __all__ = ["EncryptedFederation", "LockedState", "LockedStates"]
 
@@ -118,6 +118,30 @@ class _Round:
     seconds_decrypt: float = 0.0
     updates: dict[int, Answer] = field(default_factory=dict)
     overlap: float | None = None
+    changed: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What some clients are asked in one exchange.
+
+    Attributes:
+        kind: of the orders.
+        due: kind of the answers.
+        base: the state that the orders start from.
+        after: what is known of the state that they lead to.
+        clients: who is asked, ascending.
+        parts: of the orders.
+        attempt: of the sum.
+    """
+
+    kind: Literal["begin", "train", "merge"]
+    due: AnswerKind
+    base: LockedState
+    after: LockedState
+    clients: Sequence[int]
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+    attempt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,8 +190,7 @@ class EncryptedFederation:
         round = _Round(0, participants(self.seed, 1, self.clients, self.participation))
         mask = np.ones(self.layout.n, np.bool_) if self.method.merges == "vote" else None
         nobody = LockedState(0, secrets.token_hex(16), "", "", (), b"", {}, mask)
-        ready = dict(self._answers(round, nobody, "begin", round.chosen, "ready", judge=round.chosen[0]))
-        return self._agreed(nobody, round, "begin", ready, observers)
+        return self._agreed(round, _Question("begin", "ready", nobody, nobody, round.chosen), observers)
 
     def _round(self, before: LockedState, t: int, observers: Sequence[Observer]) -> LockedState:
         round = _Round(t, participants(self.seed, t, self.clients, self.participation))
@@ -177,7 +200,9 @@ class EncryptedFederation:
         adder = self.cipher.adder(self.scheme, round=t, count=count, key=bytes.fromhex(before.key))
         votes = np.zeros(self.layout.n, np.int32)
         masks: list[NDArray[np.uint8]] = []
-        for done, (k, (answer, parts)) in enumerate(self._answers(round, before, "train", chosen, "update"), 1):
+        attempt = secrets.token_hex(16)
+        training = _Question("train", "update", before, before, chosen, attempt=attempt)
+        for k, (answer, parts) in self._answers(round, training, observers=observers):
             try:
                 mask = None
                 if before.mask is not None:
@@ -186,15 +211,13 @@ class EncryptedFederation:
                 adder.take(k, parts.get("values", b""))
                 round.seconds_add += time.thread_time() - added
             except WireError as error:
-                round.failures.append((k, str(error)))
+                round.failures.append((k, clean(str(error))))
                 continue
             if mask is not None:
                 votes += mask
                 masks.append(np.packbits(mask))
             round.ciphertext_up += len(parts["values"])
             round.updates[k] = answer
-            for observer in observers:
-                observer.client_done(t, done, len(round.chosen))
         self._check_enough(round, len(round.updates))
         added = time.thread_time()
         parts = {"sum": adder.sum()}
@@ -205,9 +228,8 @@ class EncryptedFederation:
             after = replace(before, mask=voted)
             parts["mask"] = write_mask(voted, before.mask, self.layout)
             round.overlap = overlap(masks)
-        took_part, judge = sorted(round.updates), min(round.updates)
-        merged = dict(self._answers(round, before, "merge", took_part, "merged", judge=judge, parts=parts))
-        return self._agreed(after, round, "merge", merged, observers, before, parts)
+        merging = _Question("merge", "merged", before, after, sorted(round.updates), parts, attempt)
+        return self._agreed(round, merging, observers)
 
     def _introduced(self, before: LockedState, round: _Round) -> tuple[LockedState, list[int]]:
         """Ask participants who have not been asked before for their number of examples; return who can take part."""
@@ -215,7 +237,7 @@ class EncryptedFederation:
         if not strangers:
             return before, round.chosen
         examples = dict(before.examples)
-        for k, (answer, _) in self._answers(round, before, "begin", strangers, "ready"):
+        for k, (answer, _) in self._answers(round, _Question("begin", "ready", before, before, strangers)):
             if answer.key != before.key:
                 round.failures.append((k, "its key is another one than the others': give it a copy of theirs"))
             elif answer.examples < 1:
@@ -224,58 +246,66 @@ class EncryptedFederation:
                 examples[k] = answer.examples
         return replace(before, examples=examples), [k for k in round.chosen if k in examples]
 
-    def _agreed(
-        self,
-        known: LockedState,
-        round: _Round,
-        kind: Any,
-        answers: dict[int, tuple[Answer, dict[str, bytes]]],
-        observers: Sequence[Observer],
-        before: LockedState | None = None,
-        parts: Mapping[str, bytes] | None = None,
-    ) -> LockedState:
-        """Return the state on which clients agree, when one of them has also judged it and sent it back."""
-        t, due = round.t, "ready" if kind == "begin" else "merged"
-        tried = {min(round.updates, default=round.chosen[0])}
-        while not (judges := [k for k, (a, p) in sorted(answers.items()) if a.test is not None and "model" in p]):
-            left = [k for k in sorted(answers) if k not in tried]
-            if not left:
-                self._check_enough(round, 0)
-            tried.add(left[0])
-            again = self._answers(round, before or known, kind, [left[0]], due, judge=left[0], parts=parts)
-            answers |= dict(again)
-        self._check_agreement(round, answers)
-        answer, returned = answers[judges[0]]
-        examples = dict(known.examples)
-        if kind == "begin":
-            examples = {k: a.examples for k, (a, _) in answers.items() if a.examples}
-        if len(answer.layers) != len(self.layout.parameters) or answer.state is None:
-            raise FederationError(f"round {t}: client {judges[0]} describes another network than this one")
-        state = replace(
-            known,
-            round=t,
-            key=answer.key or "",
-            state=answer.state,
-            layers=tuple(answer.layers),
-            model=returned["model"],
-            examples=examples,
-        )
-        round.seconds_decrypt = sum(value_of(a.seconds) for a, _ in answers.values())
-        record = self._record(state, round, answer)
+    def _agreed(self, round: _Round, question: _Question, observers: Sequence[Observer]) -> LockedState:
+        """Ask for the round's model, and return the state on which clients agree, which one of them has judged."""
+        answers: dict[int, tuple[Answer, dict[str, bytes]]] = {}
+        left, judge = list(question.clients), question.clients[0]
+        while judge in left:
+            answers |= dict(self._answers(round, replace(question, clients=left if not answers else [judge]), judge))
+            self._check_enough(round, len(answers))
+            self._check_agreement(round, answers)
+            found, returned = answers.get(judge, (None, {}))
+            if found is not None and found.test is not None and "model" in returned:
+                break
+            left = [k for k in sorted(answers) if k > judge]
+            judge = min(left, default=-1)
+        else:
+            raise FederationError(
+                f"round {round.t}: no client has evaluated the merged model and sent it back, as each was asked to:"
+                " see their logs, then resume"
+            )
+        assert found.key is not None and found.state is not None  # as _check_model has seen to
+        known = question.after
+        examples = {k: n for k, n in known.examples.items() if k not in round.changed}
+        if question.kind == "begin":
+            examples = {k: answer.examples for k, (answer, _) in answers.items()}
+        layers = tuple(found.layers)
+        state = LockedState(round.t, known.run, found.key, found.state, layers, returned["model"], examples, known.mask)
+        round.seconds_decrypt = sum(value_of(answer.seconds) for answer, _ in answers.values())
+        record = self._record(state, round, known.examples, found)
         for observer in observers:
             observer.round_done(state, record)
         return state
 
+    def _check_model(self, answer: Answer, after: LockedState) -> None:
+        """Refuse a description of a model that the round cannot have led to."""
+        if answer.key is None or answer.state is None or answer.examples < 1:
+            raise WireError("message: key, state and a number of examples are due")
+        most: Sequence[int] = [slot.size for slot in self.layout.parameters]
+        if after.mask is not None:
+            most = [int(np.count_nonzero(mask)) for mask in self.layout.split(after.mask).values()]
+        elif after.layers and not self.method.regrows:
+            most = after.layers
+        fits = len(answer.layers) == len(most) and all(k <= n for k, n in zip(answer.layers, most, strict=True))
+        if not fits or (after.mask is not None and list(answer.layers) != list(most)):
+            raise WireError("message: layers: so many parameters cannot be left")
+
     def _check_agreement(self, round: _Round, answers: Mapping[int, tuple[Answer, Any]]) -> None:
-        for what, of in (("key", lambda a: a.key), ("merged model", lambda a: (a.state, tuple(a.layers)))):
-            said = {k: of(answer) for k, (answer, _) in answers.items()}
+        for what, remedy, said in (
+            (
+                "key",
+                "give all of them the same key file, then start a new run",
+                {k: (answer.key,) for k, (answer, _) in answers.items()},
+            ),
+            (
+                "merged model",
+                "look for what differs there (settings, data, versions, hardware), then resume",
+                {k: (answer.state, *answer.layers) for k, (answer, _) in answers.items()},
+            ),
+        ):
             usual = Counter(said.values()).most_common(1)[0][0]
-            others = [str(k) for k, value in said.items() if value != usual]
+            others = [str(k) for k, value in sorted(said.items()) if value != usual]
             if others:
-                remedy = {
-                    "key": "give all of them the same key file, then start a new run",
-                    "merged model": "look for what differs there (settings, data, versions, hardware), then resume",
-                }[what]
                 raise FederationError(
                     f"round {round.t}: clients {', '.join(others)} have another {what} than the other"
                     f" {len(said) - len(others)}: {remedy}"
@@ -291,43 +321,38 @@ class EncryptedFederation:
             )
 
     def _answers(
-        self,
-        round: _Round,
-        base: LockedState,
-        kind: Any,
-        clients: Iterable[int],
-        due: str,
-        *,
-        judge: int | None = None,
-        parts: Mapping[str, bytes] | None = None,
+        self, round: _Round, question: _Question, judge: int | None = None, observers: Sequence[Observer] = ()
     ) -> Iterator[tuple[int, tuple[Answer, dict[str, bytes]]]]:
-        """Send an order and yield sound answers of the kind that is due; who lacks the model is sent it, once."""
-        parts = parts or {}
-        known = [] if kind == "begin" else [(k, base.examples[k]) for k in round.chosen if k in base.examples]
+        """Send orders and yield sound answers of the kind that is due; who lacks the model is sent it, once."""
+        base, parts = question.base, question.parts
+        known = [(k, base.examples[k]) for k in round.chosen if k in base.examples]
 
-        def order(k: int, *models: bytes) -> bytes:
+        def order(k: int, **model: bytes) -> bytes:
             head = Order(
-                kind=kind,
+                kind=question.kind,
                 round=round.t,
                 client=k,
                 run=base.run,
                 state=base.state or None,
-                examples=known,
+                examples=known if question.kind != "begin" else [],
+                attempt=question.attempt,
                 judge=k == judge,
             )
-            return write(head, {**parts, **dict(zip(["model"], models, strict=False))})
+            return write(head, {**parts, **model})
 
         again: dict[int, bytes] = {}
-        for reply in self._exchange(round, {k: order(k) for k in clients}, parts):
-            answer = self._read(round, reply, (due, "lacking"))
-            if answer is not None and answer[0].kind == "lacking":
-                again[reply.client] = order(reply.client, base.model)
-            elif answer is not None:
-                yield reply.client, answer
-        for reply in self._exchange(round, again, parts):
-            answer = self._read(round, reply, (due,))
-            if answer is not None:
-                yield reply.client, answer
+        done = 0
+        for asked in ({k: order(k) for k in question.clients}, again):
+            for reply in self._exchange(round, asked, parts):
+                answer = self._read(round, reply, question, last=asked is again)
+                if answer is not None and answer[0].kind == "lacking":
+                    again[reply.client] = order(reply.client, model=base.model)
+                    continue
+                done += 1
+                for observer in observers:
+                    observer.client_done(round.t, done, len(round.chosen))
+                if answer is not None:
+                    yield reply.client, answer
 
     def _exchange(self, round: _Round, orders: Mapping[int, bytes], parts: Mapping[str, bytes]) -> Iterator[Reply]:
         if not orders:
@@ -338,7 +363,9 @@ class EncryptedFederation:
             round.bytes_up += len(reply.payload or b"")
             yield reply
 
-    def _read(self, round: _Round, reply: Reply, due: Sequence[str]) -> tuple[Answer, dict[str, bytes]] | None:
+    def _read(
+        self, round: _Round, reply: Reply, question: _Question, *, last: bool
+    ) -> tuple[Answer, dict[str, bytes]] | None:
         """Judge one reply; None if it cannot be used."""
         k = reply.client
         try:
@@ -352,27 +379,35 @@ class EncryptedFederation:
                     f"round {round.t}: client {k} refuses the sum, which is not what clients have encrypted: find out"
                     " who altered it, make a new key (fedsparsify keys new) and start a new run"
                 )
-            if answer.kind not in due:
-                raise WireError(f"message: its kind is {answer.kind} where {due[0]} is due")
+            if answer.kind == "changed":
+                round.changed.add(k)
+                raise WireError(
+                    f"it has {answer.examples} examples and had {question.base.examples.get(k)}: it takes part again"
+                    " from the next round on"
+                )
+            if answer.kind != question.due and (last or answer.kind != "lacking"):
+                raise WireError(f"message: its kind is {answer.kind} where {question.due} is due")
+            if answer.kind == "merged" or (answer.kind == "ready" and round.t == 0):
+                self._check_model(answer, question.after)
         except WireError as error:
-            round.failures.append((k, str(error)))
+            round.failures.append((k, clean(str(error))))
             return None
         return answer, parts
 
-    def _record(self, state: LockedState, round: _Round, judged: Answer) -> Record:
+    def _record(self, state: LockedState, round: _Round, examples: Mapping[int, int], judged: Answer) -> Record:
         updates = [round.updates[k] for k in sorted(round.updates)]
-        weights = [state.examples[k] for k in sorted(round.updates)]
+        weights = [examples[k] for k in sorted(round.updates)]
         figures = [{name: value_of(one) for name, one in a.training.items()} for a in updates]
         losses = [(f["loss"], n) for f, n in zip(figures, weights, strict=True) if "loss" in f]
         native = sum(bool(f.get("native")) for f in figures)
         overlap = 1.0 if state.mask is None and len(updates) > 1 else round.overlap
         return {
             "round": state.round,
-            **(judged.test or {}),
+            **(judged.test.record() if judged.test else {}),
             "sparsity": 1.0 - state.nonzero / self.layout.n,
             "nonzero": state.nonzero,
             "participants": list(round.chosen) if state.round else [],
-            "failures": [{"client": client, "reason": why} for client, why in round.failures],
+            "failures": [{"client": client, "reason": why} for client, why in sorted(round.failures)],
             "bytes_down": round.bytes_down,
             "bytes_up": round.bytes_up,
             "seconds_train": sum(f.get("seconds", 0.0) for f in figures),

@@ -31,6 +31,8 @@ class EncryptedTransport:
     def exchange(self, round: int, broadcasts: Mapping[int, bytes]) -> Iterator[Reply]:
         """Send orders and yield the answers; see :class:`~fedsparsify.federation.transport.Transport`."""
         training: dict[int, bytes] = {}
+        for client in self._made.values():
+            client.release(round)
         for k, order in sorted(broadcasts.items()):
             if k not in self._made:
                 self._made[k] = self._make(k)

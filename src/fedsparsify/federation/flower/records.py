@@ -8,15 +8,13 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord
 
-__all__ = ["FAILURE", "MODEL", "PAYLOAD", "STYPE", "TASK", "Node", "Task", "clean", "opaque"]
+__all__ = ["FAILURE", "MODEL", "PAYLOAD", "STYPE", "TASK", "Node", "Task", "opaque"]
 
 MODEL, TASK, FAILURE = "model", "task", "failure"
 """Records of a message: the encoded model; what a client is told beside it; why there is no model."""
 
 PAYLOAD, STYPE = "payload", "fedsparsify.message"
 """Name and type of the one array in a :data:`MODEL` record."""
-
-_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,6 @@ class Node:
     id: int
     node_config: Mapping[str, Any]
     run_config: Mapping[str, Any]
-
-
-def clean(text: str | None) -> str:
-    r"""Return a peer's text as one line without control characters, cut to a few hundred.
-
-    >>> clean("two\nlines\x1b[31m")
-    'two lines [31m'
-    """
-    printable = "".join(character if character.isprintable() else " " for character in (text or "")[: 4 * _LONGEST])
-    return " ".join(printable.split())[:_LONGEST] or "failed without a reason"
 
 
 def opaque(payload: bytes) -> ArrayRecord:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ...errors import ArgumentError, WireError
 from ...schedules import PolynomialSchedule
 from ..existing import LocalRound, Orders, SparseServer, choose_nodes, largest_message
-from ..transport import Reply
-from .records import STYPE, clean, opaque
+from ..transport import Reply, clean
+from .records import STYPE, opaque
 
 __all__ = ["FedSparsify", "SparseModel"]
 

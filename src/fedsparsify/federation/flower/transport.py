@@ -14,8 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from ...state import Floats
-from ..transport import Reply
-from .records import FAILURE, MODEL, PAYLOAD, STYPE, TASK, clean, opaque
+from ..transport import Reply, clean
+from .records import FAILURE, MODEL, PAYLOAD, STYPE, TASK, opaque
 
 __all__ = ["FlowerTransport"]
 
