@@ -1,0 +1,8 @@
+"""The finished model for other programs: one sparse file, its engine, ONNX and safetensors.
+
+Nothing here trains. ``trace`` alone imports torch; the sparse file is read, checked and run without it.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
