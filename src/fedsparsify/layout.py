@@ -1,4 +1,7 @@
-"""A module's parameters as one flat vector: the only place that knows names and shapes."""
+"""A module's parameters as one flat vector: the only place that knows names and shapes.
+
+PyTorch is imported only where a module is given, so that messages and exported models are read without it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from .errors import ArgumentError
 from .state import Floats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["ParameterLayout", "Slot"]
 
@@ -56,7 +61,8 @@ class ParameterLayout:
         parameters: slots of the n trainable parameters.
         buffers: slots of the b buffer elements.
 
-    >>> layout = ParameterLayout.of(nn.Linear(3, 2))
+    >>> import torch
+    >>> layout = ParameterLayout.of(torch.nn.Linear(3, 2))
     >>> [(s.name, s.shape, s.offset) for s in layout.parameters]
     [('weight', (2, 3), 0), ('bias', (2,), 6)]
     >>> layout.n
@@ -73,6 +79,8 @@ class ParameterLayout:
         Raises:
             ArgumentError: the module has no trainable parameter, or one that is not float32.
         """
+        import torch
+
         for name, p in module.named_parameters():
             if p.requires_grad and p.dtype != torch.float32:
                 raise ArgumentError(f"parameter {name} is {p.dtype}; FedSparsify trains float32: use module.float()")
@@ -148,6 +156,8 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gather(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...]) -> Floats:
+    import torch
+
     flat = np.zeros(sum(slot.size for slot in slots), np.float32)
     for slot in slots:
         flat[slot.span] = tensors[slot.name].detach().to("cpu", torch.float32).reshape(-1).numpy()
@@ -155,6 +165,8 @@ def _gather(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...]) -> Floats
 
 
 def _scatter(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...], flat: Floats, what: str) -> None:
+    import torch
+
     total = sum(slot.size for slot in slots)
     if flat.shape != (total,):
         raise ArgumentError(f"{what} have shape {flat.shape}, but this network has {total} of them")
