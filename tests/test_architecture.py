@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "files", "layout", "plugins", "randomness", "state", "version"}
+BASE = {"errors", "files", "layout", "plugins", "randomness", "recipe", "state", "text", "version"}
 AXES = {"merge", "purge", "schedules"}
 TUNE = {"tune", "tune_settings", "tune_torch"}
 LEAVES = {"data", "export", "models", "secure", "sparse", "wire"}
@@ -26,6 +26,7 @@ CONFIG = FEDERATION | {"federation"}
 # Part -> the parts it may import. A part is a file or folder directly in the package; "" is the package's __init__.
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE | AXES | LEAVES, BASE),
+    "export": BASE | {"sparse", "wire"},  # a file of coded values, and the kernels that it runs on
     **dict.fromkeys(TUNE, BASE | TUNE | {"data", "sparse"}),  # data for the record that examples travel in
     "algorithms": BASE | AXES | TUNE,
     "federation": FEDERATION,

@@ -5,4 +5,7 @@ Nothing here trains. ``trace`` alone imports torch; the sparse file is read, che
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from .artifact import Artifact, load_artifact
+from .model import SparseModel
+
+__all__ = ["Artifact", "SparseModel", "load_artifact"]
