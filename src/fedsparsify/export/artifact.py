@@ -117,7 +117,10 @@ def rounded(graph: Graph, values: Values) -> Graph:
     """Return the graph that its artifact with such values holds."""
     if values == "float32":
         return graph
-    artifact = Artifact(graph, Recipe(shape=graph.input_shape))
+    recipe = Recipe(shape=graph.input_shape)
+    if graph.input_dtype == "int64":
+        recipe = Recipe("text", length=graph.input_shape[0])
+    artifact = Artifact(graph, recipe)
     return decode_artifact(encode_artifact(artifact, values)).graph
 
 
