@@ -13,6 +13,7 @@ conv1d/2d/3d   [C, *S] -> [out, *S']     stride, padding, dilation    weight [ou
 batchnorm      [C, ..]                   eps                          running_mean, running_var [C],
                                                                       (weight, bias [C])
 instancenorm   [C, *S]                   eps                          (weight, bias [C])                    own mean
+bias_map       [C, *S]                                                bias [C, *S]                          x + bias
 relu                                                                                                        max(x, 0)
 leaky_relu                               slope
 sigmoid, tanh

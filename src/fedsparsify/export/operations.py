@@ -229,6 +229,12 @@ def _same(node: Node, inputs: tuple[Shape, ...], tensors: Shapes) -> Shape:
     return inputs[0]
 
 
+def _bias_map(node: Node, inputs: tuple[Shape, ...], tensors: Shapes) -> Shape:
+    (x,) = inputs
+    _need(tensors["bias"] == x, f"bias has shape {tensors['bias']} where {x} is needed")
+    return x
+
+
 def _mean(node: Node, inputs: tuple[Shape, ...], tensors: Shapes) -> Shape:
     (x,) = inputs
     _need(len(x) > 1, f"it takes channels and positions, not {x}")
@@ -305,6 +311,7 @@ OPERATIONS: Mapping[str, Rule] = {
     "conv3d": Rule(1, _CONV, ("weight",), ("bias",), _conv(3)),
     "batchnorm": Rule(1, {"eps": "number"}, ("running_mean", "running_var"), _PER_CHANNEL, _batchnorm),
     "instancenorm": Rule(1, {"eps": "number"}, (), _PER_CHANNEL, _instancenorm),
+    "bias_map": Rule(1, {}, ("bias",), (), _bias_map),
     "relu": Rule(1, {}, (), (), _same),
     "leaky_relu": Rule(1, {"slope": "number"}, (), (), _same),
     "sigmoid": Rule(1, {}, (), (), _same),

@@ -152,6 +152,7 @@ _COMPUTE: dict[str, Callable[..., Values]] = {
     "conv3d": _conv,
     "batchnorm": _batchnorm,
     "instancenorm": _instancenorm,
+    "bias_map": lambda a, t, x: x + t["bias"],
     "relu": lambda a, t, x: np.maximum(x, np.float32(0)),
     "leaky_relu": lambda a, t, x: np.where(x >= 0, x, np.float32(a["slope"]) * x),
     "sigmoid": lambda a, t, x: _sigmoid(x),
