@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError
 from ..state import Floats
-from . import reference
 from .artifact import MOST_PARAMETERS, Artifact, load_artifact
+from .engine import Engine
 
 __all__ = ["Prediction", "SparseModel"]
 
@@ -69,12 +69,18 @@ class SparseModel:
 
     Args:
         artifact: what a file holds, see :meth:`load`.
+
+    Attributes:
+        graph: the network.
+        recipe: how raw examples become its inputs, and what its outputs mean.
+        provenance: where it comes from, by name.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.graph = artifact.graph
         self.recipe = artifact.recipe
         self.provenance = artifact.provenance
+        self._engine = Engine(artifact.graph)
 
     @classmethod
     def load(cls, path: str | Path, most_parameters: int = MOST_PARAMETERS) -> SparseModel:
@@ -115,7 +121,7 @@ class SparseModel:
         Raises:
             ArgumentError: they are of another shape or type.
         """
-        return reference.run(self.graph, x)
+        return self._engine.run(x)
 
     def _checked(self, examples: NDArray[Any] | Sequence[str]) -> NDArray[Any] | Sequence[str]:
         if not hasattr(examples, "__len__") or (isinstance(examples, np.ndarray) and examples.ndim == 0):
