@@ -42,12 +42,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": BASE | {"config", "sweep_grid"},
     "sweep_display": BASE | {"progress", "sweep"},
     "sweep_cli": BASE | {"config", "experiment", "sweep", "sweep_display", "sweep_grid", "terminal"},
+    "finished": CONFIG | {"config"},
+    "export_cli": BASE | {"export", "finished", "progress", "terminal"},
+    "inspect_cli": BASE | {"export", "federation", "progress", "terminal", "wire"},
     "deploy_keys": {"errors"},
     "deploy_texts": set(),
     "deploy": {"config", "deploy_keys", "deploy_texts", "errors", "files"},
     "supernode": {"errors"},
     "deploy_cli": {"config", "deploy", "errors", "experiment", "supernode", "terminal"},
-    "cli": CONFIG | {"config", "deploy_cli", "experiment", "progress", "report", "runs", "sweep_cli", "terminal"},
+    "cli": CONFIG
+    | {"config", "deploy_cli", "experiment", "export_cli", "inspect_cli", "progress", "report", "runs", "sweep_cli"}
+    | {"terminal"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "report", "runs"},
 }

@@ -107,6 +107,8 @@ def load_artifact(path: str | Path, most_parameters: int = MOST_PARAMETERS) -> A
         raise DataError(
             f"{path} cannot be read ({error.strerror}): name a file that fedsparsify export has made"
         ) from error
+    if data.startswith(b"FSPM"):
+        raise WireError(f"{path} is a message of a run, not an exported model: make one with fedsparsify export RUN")
     try:
         return decode_artifact(data, most_parameters)
     except WireError as error:

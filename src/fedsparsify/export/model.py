@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError
 from ..state import Floats
@@ -96,7 +96,7 @@ class SparseModel:
         name = self.provenance.get("model", "a network")
         return f"SparseModel({name}: {self.graph.nonzero} of {self.graph.parameters} parameters)"
 
-    def predict(self, examples: NDArray[Any] | Sequence[str]) -> Prediction:
+    def predict(self, examples: ArrayLike | Sequence[str]) -> Prediction:
         """Return what the model says of N raw examples, as they were before training's normalisation.
 
         Args:
@@ -105,10 +105,13 @@ class SparseModel:
         Raises:
             ArgumentError: they are of another shape or type, or hold a value that is not finite.
         """
-        parts = [
-            self.forward(self.recipe.prepare(examples[start : start + _BATCH], self.graph.input_shape))
-            for start in range(0, max(len(self._checked(examples)), 1), _BATCH)
-        ]
+        raw: Any = examples
+        if not isinstance(raw, list | tuple | np.ndarray) or (isinstance(raw, np.ndarray) and raw.ndim == 0):
+            raise ArgumentError(f"the examples are a {type(raw).__name__}: they must be an array or a list")
+        parts = []
+        for start in range(0, max(len(raw), 1), _BATCH):
+            x = self.recipe.prepare(raw[start : start + _BATCH], self.graph.input_shape)
+            parts.append(self.forward(x.astype(self.graph.input_dtype, copy=False)))
         scores = np.concatenate(parts)
         recipe = self.recipe
         if recipe.labels:
@@ -122,11 +125,6 @@ class SparseModel:
             ArgumentError: they are of another shape or type.
         """
         return self._engine.run(x)
-
-    def _checked(self, examples: NDArray[Any] | Sequence[str]) -> NDArray[Any] | Sequence[str]:
-        if not hasattr(examples, "__len__") or (isinstance(examples, np.ndarray) and examples.ndim == 0):
-            raise ArgumentError(f"the examples are a {type(examples).__name__}: they must be an array or a list")
-        return examples
 
 
 def _softmax(scores: Floats) -> Floats:
