@@ -175,3 +175,19 @@ def test_one_direction_and_its_last_state_are_understood(bias: bool) -> None:
     x = np.arange(10).reshape(2, 5) % 9
     with torch.no_grad():
         np.testing.assert_allclose(run(graph, x), module(torch.from_numpy(x)).numpy(), atol=1e-6)
+
+
+def test_a_network_of_ones_own_becomes_an_artifact_that_names_its_classes() -> None:
+    from fedsparsify.data import Dataset
+    from fedsparsify.export import SparseModel
+    from fedsparsify.finished import artifact_of
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x = np.random.default_rng(0).normal(size=(6, 2, 2)).astype(np.float32)
+    artifact = artifact_of(network, Dataset(x, np.array([0, 1, 2, 0, 1, 2])), {"method": "mine"})
+    assert artifact.recipe.labels == ("0", "1", "2") and artifact.provenance["method"] == "mine"
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(SparseModel(artifact).predict(x).scores, expected, atol=1e-6)
+    regression = artifact_of(nn.Linear(4, 1), Dataset(x.reshape(6, 4), x[:, 0, :1], y_scale=3.0))
+    assert regression.recipe.labels == () and regression.recipe.target_scale == 3
