@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from fedsparsify.errors import ArgumentError, WireError
-from fedsparsify.export.artifact import SECTIONS, decode_artifact, encode_artifact
+from fedsparsify.export import SparseModel
+from fedsparsify.export.artifact import SECTIONS, Artifact, decode_artifact, encode_artifact
 from fedsparsify.export.reference import run
 from fedsparsify.wire.varint import pack_varint, unpack_varint
 from tests.export.cases import ARTIFACTS
@@ -194,7 +195,7 @@ def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str]
                 artifact = decode_artifact(data, MOST_PARAMETERS)
             figures.accepted += 1
             if len(data) < 1 << 14 and np.prod(artifact.graph.input_shape) < 1 << 12:
-                _use(artifact.graph)
+                _use(artifact)
         except KeyboardInterrupt:
             raise
         except WireError as error:
@@ -218,12 +219,20 @@ def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str]
     return figures
 
 
-def _use(graph: Any) -> None:
-    """What was accepted must run, or be refused in one sentence, whatever its numbers are."""
-    x = np.zeros((1, *graph.input_shape), graph.input_dtype)
+def _use(artifact: Artifact) -> None:
+    """What was accepted must run as its reference does, or be refused in one sentence, whatever its numbers are."""
+    graph = artifact.graph
+    x = np.zeros((2, *graph.input_shape), graph.input_dtype)
     with np.errstate(all="ignore"):
         try:
-            run(graph, x)
+            expected = run(graph, x)
+            found = SparseModel(artifact).forward(x)
         except ArgumentError as error:
             if "word numbers" not in str(error):
                 raise
+            return
+    assert found.shape == expected.shape, "the engine's output has another shape"
+    if np.isfinite(expected).all() and np.abs(expected).max(initial=0) < 1e6:
+        assert np.abs(found - expected).max(initial=0) <= 1e-3 * max(1, np.abs(expected).max(initial=0)), (
+            "other outputs"
+        )
