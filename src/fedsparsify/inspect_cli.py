@@ -125,7 +125,8 @@ def _layers(artifact: Artifact) -> Table:
         left = sum(int((t != 0).sum()) for t in tensors)
         own = [f"{size:,}", f"{left:,}", f"{left / size:.2%}"] if size else ["", "", ""]
         shape = shapes[index + 1]
-        units = f"{dead[index]} of {shape[0]}" if size and shape else ""
+        by_unit = node.op.startswith("conv") or (node.op == "linear" and len(shape) == 1)
+        units = f"{dead[index]} of {shape[0]}" if by_unit else ""
         table.add_row(node.name or str(index), node.op, "x".join(map(str, shape)), *own, units)
     return table
 

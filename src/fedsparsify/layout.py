@@ -5,7 +5,6 @@ PyTorch is imported only where a module is given, so that messages and exported 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -105,6 +104,8 @@ class ParameterLayout:
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that two layouts share only if all names, shapes and offsets agree."""
+        import hashlib  # its first import takes longer than all of this
+
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def read(self, module: nn.Module) -> tuple[Floats, Floats]:
