@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +282,14 @@ def test_damaged_files_are_read_or_refused_quickly_and_in_bounded_memory() -> No
     assert failures == []
     assert figures.accepted > 50  # else it would try the checksum alone
     assert set(figures.refused) >= {"header", "graph", "recipe", "mask", "values", "buffers", "checksum"}
+
+
+def test_the_specification_names_every_section_field_and_encoding() -> None:
+    import fedsparsify.export.artifact as module
+
+    text = (Path(module.__file__).parent / "FORMAT.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row in SECTIONS] == list(SECTIONS)
+    named = {name for row in rows for name in row.replace(",", " ").split()}
+    assert {f.name for f in fields(Recipe)} - {"words"} <= named
+    assert {"16", "17"} <= named
