@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .graph import Graph, Node
 from .operations import check_graph, output_extent
 
-__all__ = ["fold_batchnorm", "remove_dead", "scale_and_shift", "simplify"]
+__all__ = ["dead_units", "fold_batchnorm", "remove_dead", "scale_and_shift", "simplify"]
 
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -125,6 +125,18 @@ def remove_dead(graph: Graph) -> Graph:
         nodes.extend(replace(n, inputs=(len(nodes),)) for n in added)
         place.append(len(nodes))
     return replace(graph, nodes=tuple(nodes))
+
+
+def dead_units(graph: Graph) -> list[int]:
+    """Return for each node how many channels of its value are constant or read by nobody.
+
+    Raises:
+        ArgumentError: the graph breaks a rule of its operations.
+    """
+    shapes = check_graph(graph)
+    constants = _constants(graph, shapes)
+    needed = _needed(graph, shapes, constants)
+    return [int((~wanted | ~np.isnan(x)).sum()) for wanted, x in zip(needed[1:], constants[1:], strict=True)]
 
 
 def _readers(graph: Graph) -> list[list[int]]:
@@ -290,4 +302,3 @@ def _needed(graph: Graph, shapes: tuple[tuple[int, ...], ...], constants: list[D
             for i in node.inputs:
                 needed[i][:] = True
     return needed
-
