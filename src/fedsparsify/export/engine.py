@@ -40,9 +40,7 @@ class Engine:
         ArgumentError: the graph breaks a rule of its operations, or the backend that was asked for cannot run it.
     """
 
-    def __init__(
-        self, graph: Graph, *, backend: Literal["auto", "native", "numpy"] = "auto", target: str = ""
-    ) -> None:
+    def __init__(self, graph: Graph, *, backend: Literal["auto", "native", "numpy"] = "auto", target: str = "") -> None:
         if backend not in ("auto", "native", "numpy"):
             raise ArgumentError(f"backend = {backend!r} must be auto, native or numpy")
         self._output = check_graph(graph)[-1]

@@ -96,7 +96,9 @@ class _Lowering:
                 self.place[value], self.flat[value], value = -1, False, after
         self.layers.append(layer)
         self.place[value] = len(self.layers)
-        self.flat[value] = node.op in ("linear", "mean", "flatten") or (layer["kind"] == "combine" and self.flat[source])
+        self.flat[value] = node.op in ("linear", "mean", "flatten") or (
+            layer["kind"] == "combine" and self.flat[source]
+        )
 
     def only_reader(self, value: int, op: str) -> int:
         """Return the value of the one node that reads this one, if it does ``op``; else 0."""
@@ -166,4 +168,3 @@ def _spread(weight: NDArray[np.float32], dilation: tuple[int, ...]) -> NDArray[n
     whole = np.zeros((*weight.shape[:2], *kernel), np.float32)
     whole[(slice(None), slice(None), *(slice(None, None, d) for d in dilation))] = weight
     return whole
-

@@ -100,9 +100,10 @@ def remove_dead(graph: Graph) -> Graph:
     constants = _constants(graph, shapes)
     needed = _needed(graph, shapes, constants)
     kept = [np.ones(_channels(shapes[0]), np.bool_)]
+    readers = _readers(graph)
     place = [0]
     nodes: list[Node] = []
-    for node, wanted, shape in zip(graph.nodes, needed[1:], shapes[1:], strict=True):
+    for index, (node, wanted, shape) in enumerate(zip(graph.nodes, needed[1:], shapes[1:], strict=True)):
         source = node.inputs[0]
         have = kept[source]
         added: list[Node] = []
@@ -111,6 +112,12 @@ def remove_dead(graph: Graph) -> Graph:
         elif node.op in _BY_CHANNEL:
             kept.append(have)
             node = _with_tensors(node, {name: tensor[have] for name, tensor in node.tensors.items()})
+            before = nodes[place[source] - 1] if place[source] else node
+            if node.op == before.op == "bias_map" and readers[source] == [index]:  # two maps are one
+                both = before.tensors["bias"] + node.tensors["bias"]
+                nodes[place[source] - 1] = _with_tensors(before, {"bias": both})
+                place.append(place[source])
+                continue
         elif _mixes(node, shape):
             if not wanted.any():
                 wanted = np.arange(len(wanted)) == 0

@@ -63,7 +63,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the kernels themselves, which exported models run on, need no torch.
+    # Imported on first use: the exported model runs on these kernels without torch.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -43,6 +43,9 @@ struct InferStep {
     int in = 0, more = -1, out = 0;     // slots
     std::vector<Tap> taps;
     std::vector<TapRun> runs;
+    int rows = 0;  // number of runs; one more stands behind them
+    std::vector<int32_t> ahead;
+    int lines = 0;
     std::vector<float> map;  // in the plan's layout
     ptrdiff_t map_channel = 0, map_row = 0, map_px = 0;
     int tile_rows = 1, tile_pixels = 1;
@@ -50,7 +53,7 @@ struct InferStep {
     bool dense = false;
     bool exchange = false;  // borders of the input come from other lanes
 
-    Taps view() const { return {taps.data(), runs.data(), static_cast<int>(runs.size())}; }
+    Taps view() const { return {taps.data(), runs.data(), rows, ahead.data(), lines}; }
 };
 
 struct InferPlan {

@@ -18,16 +18,19 @@ struct Tap {
 // first, so that what is read for both is loaded once.
 struct TapRun {
     std::int32_t row, begin, pairs, end;
-    bool first, last;  // starts from the bias; applies what follows the sum
+    std::int32_t ahead;  // number of runs of pixels that are fetched meanwhile, for the next block of inputs
+    bool first, last;    // starts from the bias; applies what follows the sum
 };
 
 struct Taps {
     const Tap* taps;
     const TapRun* runs;
     int count;  // of runs
+    const std::int32_t* ahead;  // where those pixels start, for all runs one after the other
+    int lines;                  // how many lines of the cache they take
 };
 
-constexpr int tile_rows = 3;    // a tile has at most these rows
+constexpr int tile_rows = 4;     // a tile has at most these rows
 constexpr int tile_pixels = 12;  // and these pixels: their sums, two weights and a product fill sixteen registers
 
 // out[row, y, x] = epilogue(bias + sum of taps), for rows [0, height) and pixels [0, width).

@@ -309,38 +309,58 @@ void InferCompiler::compile_conv(const InferPlan& plan, InferStep& step) const {
     const int blocks = (channels + per - 1) / per, each = (channels + blocks - 1) / blocks;
 
     const auto px = static_cast<int32_t>(l.stride_w * width_);
+    const auto zeros = std::count(l.weight.begin(), l.weight.end(), 0.0f);
+    const double density = 1 - static_cast<double>(zeros) / static_cast<double>(l.weight.size());
+    const bool pairs = density > 0.15;  // below, too few are neighbours to pay for a second loop
+    struct Found {
+        int row;
+        std::vector<Tap> paired, single;
+    };
     std::vector<int> first(static_cast<std::size_t>(l.outputs), -1), last(first);
-    for (int b = 0; b < blocks; ++b)
+    std::vector<int> in_block(static_cast<std::size_t>(blocks), 0);
+    for (int b = 0; b < blocks; ++b) {
+        std::vector<Found> rows;
         for (int r = 0; r < l.outputs; ++r) {
-            std::vector<Tap> single, paired;
             const int from = b * each * area, to = std::min(channels, (b + 1) * each) * area;
             const float* weight = l.weight.data() + static_cast<int64_t>(r) * taps;
-            std::vector<Tap> found;
+            std::vector<Tap> all;
             for (int t = from; t < to; ++t) {
                 if (weight[t] == 0) continue;
                 const int c = t / area, ky = t % area / l.kernel_w, kx = t % l.kernel_w;
-                found.push_back({weight[t], static_cast<int32_t>(c * in.channel + (ky - l.pad_h) * in.row +
-                                                                 (kx - l.pad_w) * width_)});
+                all.push_back({weight[t], static_cast<int32_t>(c * in.channel + (ky - l.pad_h) * in.row +
+                                                               (kx - l.pad_w) * width_)});
             }
-            for (std::size_t i = 0; i < found.size(); ++i) {
-                const bool pair = i + 1 < found.size() && found[i + 1].offset == found[i].offset + px;
-                if (pair) {
-                    paired.push_back(found[i]);
-                    paired.push_back(found[++i]);
+            if (all.empty() && b > 0) continue;
+            Found found{r, {}, {}};
+            for (std::size_t i = 0; i < all.size(); ++i) {
+                if (pairs && i + 1 < all.size() && all[i + 1].offset == all[i].offset + px) {
+                    found.paired.push_back(all[i]);
+                    found.paired.push_back(all[++i]);
                 } else {
-                    single.push_back(found[i]);
+                    found.single.push_back(all[i]);
                 }
             }
-            if (found.empty() && b > 0) continue;
-            const auto begin = static_cast<int32_t>(step.taps.size());
-            step.taps.insert(step.taps.end(), paired.begin(), paired.end());
-            step.taps.insert(step.taps.end(), single.begin(), single.end());
-            auto& start = first[static_cast<std::size_t>(r)];
-            if (start < 0) start = static_cast<int>(step.runs.size());
-            last[static_cast<std::size_t>(r)] = static_cast<int>(step.runs.size());
-            step.runs.push_back({r, begin, begin + static_cast<int32_t>(paired.size()),
-                                 static_cast<int32_t>(step.taps.size()), false, false});
+            rows.push_back(std::move(found));
         }
+        // Loops of the same length one after the other are foreseen by the processor.
+        std::stable_sort(rows.begin(), rows.end(), [](const Found& p, const Found& q) {
+            return std::make_pair(p.single.size(), p.paired.size()) < std::make_pair(q.single.size(), q.paired.size());
+        });
+        for (const Found& found : rows) {
+            const auto begin = static_cast<int32_t>(step.taps.size());
+            step.taps.insert(step.taps.end(), found.paired.begin(), found.paired.end());
+            step.taps.insert(step.taps.end(), found.single.begin(), found.single.end());
+            auto& start = first[static_cast<std::size_t>(found.row)];
+            if (start < 0) start = static_cast<int>(step.runs.size());
+            last[static_cast<std::size_t>(found.row)] = static_cast<int>(step.runs.size());
+            step.runs.push_back({found.row, begin, begin + static_cast<int32_t>(found.paired.size()),
+                                 static_cast<int32_t>(step.taps.size()), 0, false, false});
+            ++in_block[static_cast<std::size_t>(b)];
+        }
+    }
+    fetch_ahead(in, step, high, wide, each, in_block);
+    step.rows = static_cast<int>(step.runs.size());
+    step.runs.push_back({});  // the kernel looks one run ahead
     for (int r = 0; r < l.outputs; ++r) {
         step.runs[static_cast<std::size_t>(first[static_cast<std::size_t>(r)])].first = true;
         step.runs[static_cast<std::size_t>(last[static_cast<std::size_t>(r)])].last = true;
@@ -374,6 +394,29 @@ void InferCompiler::compile_conv(const InferPlan& plan, InferStep& step) const {
             }
 }
 
+// Spreads what the next block of inputs reads, after the last one the first of the next tile, over the runs of this one.
+void InferCompiler::fetch_ahead(const Slot& in, InferStep& step, int high, int wide, int each,
+                                const std::vector<int>& in_block) const {
+    const InferLayer& l = *step.layer;
+    const int blocks = static_cast<int>(in_block.size());
+    step.lines = (wide * width_ * 4 + 63) / 64;
+    std::size_t run = 0;
+    for (int b = 0; b < blocks; ++b) {
+        const int next = (b + 1) % blocks, shift = b + 1 == blocks ? step.tile_pixels * l.stride_w : 0;
+        std::vector<int32_t> starts;
+        for (int c = next * each; c < std::min(in.shape.channels, (next + 1) * each); ++c)
+            for (int y = 0; y < high; ++y)
+                starts.push_back(static_cast<int32_t>(c * in.channel + (y - l.pad_h) * in.row +
+                                                      (shift - l.pad_w) * width_));
+        const std::size_t runs = static_cast<std::size_t>(in_block[static_cast<std::size_t>(b)]);
+        for (std::size_t i = 0; i < runs; ++i, ++run) {
+            const std::size_t from = starts.size() * i / runs, to = starts.size() * (i + 1) / runs;
+            step.runs[run].ahead = static_cast<int32_t>(to - from);
+            for (std::size_t k = from; k < to; ++k) step.ahead.push_back(starts[k]);
+        }
+    }
+}
+
 void InferCompiler::compile_linear(const InferPlan& plan, InferStep& step) const {
     const InferLayer& l = *step.layer;
     const int inputs = plan.slots[static_cast<std::size_t>(step.in)].shape.channels;
@@ -390,8 +433,9 @@ void InferCompiler::compile_linear(const InferPlan& plan, InferStep& step) const
             const float w = l.weight[static_cast<std::size_t>(static_cast<int64_t>(r) * inputs + k)];
             if (w != 0) step.taps.push_back({w, k});
         }
-        step.runs.push_back({r, begin, begin, static_cast<int32_t>(step.taps.size()), true, true});
+        step.runs.push_back({r, begin, begin, static_cast<int32_t>(step.taps.size()), 0, true, true});
     }
+    step.rows = static_cast<int>(step.runs.size());
 }
 
 // Where the first layer alone reads the input and is linear, inputs that no weight reads are not even copied.

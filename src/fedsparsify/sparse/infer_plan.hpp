@@ -25,6 +25,7 @@ private:
     void group(InferPlan&) const;
     void lay_out(InferPlan&) const;
     void compile_conv(const InferPlan&, InferStep&) const;
+    void fetch_ahead(const Slot& in, InferStep&, int high, int wide, int each, const std::vector<int>& in_block) const;
     void compile_linear(const InferPlan&, InferStep&) const;
     void find_used(InferPlan&) const;
 
