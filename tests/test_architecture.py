@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "files", "layout", "plugins", "randomness", "state", "version"}
+BASE = {"errors", "files", "layout", "plugins", "randomness", "recipe", "state", "text", "version"}
 AXES = {"merge", "purge", "schedules"}
 TUNE = {"tune", "tune_settings", "tune_torch"}
 LEAVES = {"data", "export", "models", "secure", "sparse", "wire"}
@@ -26,6 +26,7 @@ CONFIG = FEDERATION | {"federation"}
 # Part -> the parts it may import. A part is a file or folder directly in the package; "" is the package's __init__.
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE | AXES | LEAVES, BASE),
+    "export": BASE | {"sparse", "wire"},  # a file of coded values, and the kernels that it runs on
     **dict.fromkeys(TUNE, BASE | TUNE | {"data", "sparse"}),  # data for the record that examples travel in
     "algorithms": BASE | AXES | TUNE,
     "federation": FEDERATION,
@@ -41,6 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": BASE | {"config", "sweep_grid"},
     "sweep_display": BASE | {"progress", "sweep"},
     "sweep_cli": BASE | {"config", "experiment", "sweep", "sweep_display", "sweep_grid", "terminal"},
+    "finished": CONFIG | {"config"},
+    "export_cli": BASE | {"export", "finished", "progress", "terminal"},
+    "inspect_cli": BASE | {"export", "federation", "progress", "terminal", "wire"},
     "deploy_keys": {"errors"},
     "deploy_texts": set(),
     "deploy": {"config", "deploy_keys", "deploy_texts", "errors", "files"},
@@ -48,7 +52,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys_cli": BASE | {"config", "federation", "models", "secure", "terminal", "wire"},
     "deploy_cli": {"config", "deploy", "errors", "experiment", "supernode", "terminal"},
     "cli": CONFIG
-    | {"config", "deploy_cli", "experiment", "keys_cli", "progress", "report", "runs", "sweep_cli", "terminal"},
+    | {
+        "config",
+        "deploy_cli",
+        "experiment",
+        "export_cli",
+        "inspect_cli",
+        "keys_cli",
+        "progress",
+        "report",
+        "runs",
+        "sweep_cli",
+    }
+    | {"terminal"},
     "__main__": {"cli"},
     "": CONFIG | {"config", "report", "runs"},
 }

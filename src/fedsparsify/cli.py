@@ -1,4 +1,4 @@
-"""The command line: ``fedsparsify run | resume | sweep | deploy | keys | report | pack | partition | inspect``.
+"""The command line: ``fedsparsify run | resume | sweep | deploy | keys | report | pack | export | ...``.
 
 A user's mistake ends in one sentence on standard error and exit code 2; Ctrl-C in the command that goes on, and 130.
 """
@@ -20,7 +20,9 @@ from rich.table import Table
 
 from .config import Settings, load_settings
 from .deploy_cli import deploy
-from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError, WireError
+from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError
+from .export_cli import benchmark, export, predict
+from .inspect_cli import inspect
 from .keys_cli import keys
 from .sweep_cli import sweep
 from .terminal import PLAIN, new_console, own_command, terminable
@@ -29,7 +31,6 @@ from .version import __version__
 if TYPE_CHECKING:
     from .experiment import Split
     from .progress import ProgressDisplay
-    from .wire import Explanation
 
 __all__ = ["app", "main"]
 
@@ -183,64 +184,10 @@ def partition(config: Config, overrides: Overrides = None, data_dir: DataDir = N
     new_console().print(_partition_table(split, settings.run.name))
 
 
-@app.command()
-def inspect(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Messages, final models or checkpoints (*.fsp).", show_default=False),
-    ],
-) -> None:
-    """Explain a message, a final model or a checkpoint: what it is, and which section takes how many bytes.
-
-    [bold]fedsparsify inspect runs/global/model.fsp[/bold]
-    """
-    from .federation.checkpoint import message_in
-    from .wire import explain
-
-    for path in files:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be read ({error.strerror}): name a file such as runs/NAME/model.fsp"
-            ) from error
-        try:
-            explained = explain(message_in(content))
-        except WireError as error:
-            raise WireError(f"{path} cannot be explained ({error}): name a whole *.fsp file of this version") from error
-        _print_explanation(path, len(content), explained)
-
-
-def _print_explanation(path: Path, size: int, message: Explanation) -> None:
-    from .progress import describe_bytes
-
-    survivors = message.survivors
-    facts = [f"{message.kind} of round {message.round} from {message.sender}"]
-    facts.append(f"network {message.layout} with {message.parameters:,} parameters")
-    if survivors is not None:
-        facts.append(f"{survivors:,} left (sparsity {1 - survivors / message.parameters:.4f})")
-    if message.num_examples:
-        facts.append(f"trained on {message.num_examples:,} examples")
-    facts.append(f"coded against {message.reference}" if message.reference else "coded against nothing")
-    table = Table(**PLAIN)
-    table.add_column("section")
-    table.add_column("encoding")
-    for title in ("bytes", "share", "bits a parameter", "bits a survivor"):
-        table.add_column(title, justify="right", no_wrap=True)
-    total = sum(section.size for section in message.sections)
-
-    def row(name: str, encoding: str, size: int) -> None:
-        left = f"{8 * size / survivors:.3f}" if survivors else "-"
-        share = f"{size / total:.1%}"
-        table.add_row(name, encoding, f"{size:,}", share, f"{8 * size / message.parameters:.3f}", left)
-
-    for section in message.sections:
-        row(section.name, section.encoding, section.size)
-    row("all", "", total)
-    console = new_console()
-    console.print(f"{path}: {describe_bytes(size)}", markup=False, highlight=False, soft_wrap=True)
-    console.print("; ".join(facts), markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+app.command()(export)
+app.command()(predict)
+app.command()(inspect)
+app.command()(benchmark)
 
 
 def _partition_table(split: Split, name: str) -> Table:

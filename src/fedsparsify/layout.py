@@ -1,20 +1,24 @@
-"""A module's parameters as one flat vector: the only place that knows names and shapes."""
+"""A module's parameters as one flat vector: the only place that knows names and shapes.
+
+PyTorch is imported only where a module is given, so that messages and exported models are read without it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from .errors import ArgumentError
 from .state import Floats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["ParameterLayout", "Slot"]
 
@@ -56,7 +60,8 @@ class ParameterLayout:
         parameters: slots of the n trainable parameters.
         buffers: slots of the b buffer elements.
 
-    >>> layout = ParameterLayout.of(nn.Linear(3, 2))
+    >>> import torch
+    >>> layout = ParameterLayout.of(torch.nn.Linear(3, 2))
     >>> [(s.name, s.shape, s.offset) for s in layout.parameters]
     [('weight', (2, 3), 0), ('bias', (2,), 6)]
     >>> layout.n
@@ -73,6 +78,8 @@ class ParameterLayout:
         Raises:
             ArgumentError: the module has no trainable parameter, or one that is not float32.
         """
+        import torch
+
         for name, p in module.named_parameters():
             if p.requires_grad and p.dtype != torch.float32:
                 raise ArgumentError(f"parameter {name} is {p.dtype}; FedSparsify trains float32: use module.float()")
@@ -97,6 +104,8 @@ class ParameterLayout:
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that two layouts share only if all names, shapes and offsets agree."""
+        import hashlib  # its first import takes longer than all of this
+
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def read(self, module: nn.Module) -> tuple[Floats, Floats]:
@@ -148,6 +157,8 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gather(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...]) -> Floats:
+    import torch
+
     flat = np.zeros(sum(slot.size for slot in slots), np.float32)
     for slot in slots:
         flat[slot.span] = tensors[slot.name].detach().to("cpu", torch.float32).reshape(-1).numpy()
@@ -155,6 +166,8 @@ def _gather(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...]) -> Floats
 
 
 def _scatter(tensors: dict[str, torch.Tensor], slots: tuple[Slot, ...], flat: Floats, what: str) -> None:
+    import torch
+
     total = sum(slot.size for slot in slots)
     if flat.shape != (total,):
         raise ArgumentError(f"{what} have shape {flat.shape}, but this network has {total} of them")

@@ -96,5 +96,5 @@ def test_a_file_that_is_no_csv_is_refused(content: bytes) -> None:
 
 
 def test_a_constant_column_becomes_zero() -> None:
-    values, deviation = sites.standardise(np.array([[3.0], [3.0], [5.0]]), np.array([True, True, False]))
-    assert values.tolist() == [[0], [0], [2]] and deviation.tolist() == [1]
+    values, mean, deviation = sites.standardise(np.array([[3.0], [3.0], [5.0]]), np.array([True, True, False]))
+    assert values.tolist() == [[0], [0], [2]] and mean.tolist() == [3] and deviation.tolist() == [1]

@@ -41,6 +41,8 @@ def test_labels_are_read_and_colours_normalised(of: Cifar, tmp_path: Path) -> No
     assert train.class_names[-1] == f"class{of.classes - 1}"
     expected = (100 / 255 - np.array(of.mean)) / np.array(of.deviation)
     assert test.x[100, :, 5, 6] == pytest.approx(expected, rel=1e-4)
+    raw = np.broadcast_to(np.uint8(100), (1, 3, 32, 32))
+    assert test.recipe is not None and np.array_equal(test.recipe.prepare(raw, (3, 32, 32)), test.x[100:101])
     assert train.augment is not None and test.augment is None
 
 

@@ -40,6 +40,7 @@ def test_pixels_are_scaled_to_one(tmp_path: Path) -> None:
     for data in (train, test):
         assert data.x.shape == (3, 1, 28, 28) and data.x.dtype == np.float32 and data.x.flags.c_contiguous
         np.testing.assert_allclose(data.x[:, 0], PICTURES / 255, atol=1e-6)
+        assert data.recipe is not None and np.array_equal(data.recipe.prepare(PICTURES, (1, 28, 28)), data.x)
         assert data.y.tolist() == [0, 9, 4] and data.y.dtype == np.int64
         assert data.class_names[9] == "Ankle boot" and data.num_classes == 10
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsparsify.data import Dataset, imdb, load, text
+from fedsparsify import text
+from fedsparsify.data import Dataset, imdb, load
 from fedsparsify.errors import ArgumentError, ConfigError, DataError
 
 REVIEWS = [
@@ -38,6 +39,8 @@ def check(pair: tuple[Dataset, Dataset]) -> None:
     # Most frequent first, then by alphabet: bad 2, film 3, a 4, good 5.
     assert train.x.tolist() == [[2, 2, 3], [4, 5, 3]] and train.y.tolist() == [0, 1]
     assert test.x.tolist() == [[1, 1, 1], [0, 0, 5]] and test.y.tolist() == [0, 1]
+    assert test.recipe is not None
+    assert np.array_equal(test.recipe.prepare(["bad unseen words unseen", "good"], (3,)), test.x)
     assert train.x.dtype == np.float32 and train.y.dtype == np.int64
     assert train.class_names == ("negative", "positive")
 

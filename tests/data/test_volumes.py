@@ -46,6 +46,7 @@ def test_voxels_are_scaled_to_one_and_classes_are_groups(tmp_path: Path) -> None
 def test_downsampling_takes_means_of_cubes(tmp_path: Path, k: int) -> None:
     train, _ = adrenal(tmp_path, downsample=k)
     s = 64 // k
+    assert train.recipe is not None and np.array_equal(train.recipe.prepare(VOLUMES, (1, s, s, s)), train.x)
     assert train.x.shape == (3, 1, s, s, s)
     assert train.x[1, 0, s - 1, 0, s // 2] == pytest.approx(
         VOLUMES[1, 64 - k :, :k, s // 2 * k : (s // 2 + 1) * k].mean() / 255, rel=1e-4

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, DataError
+from ..recipe import Recipe
 from ..state import Floats
 from . import files
 from .record import Dataset
@@ -73,7 +74,9 @@ def _dataset(part: str, volumes: NDArray[np.uint8], labels: NDArray[np.uint8], d
             f" {labels.dtype}{list(labels.shape)} up to {labels.max(initial=0)}: get it again"
         )
     y = labels.reshape(-1).astype(np.int64)
-    return Dataset(_shrink(volumes, downsample)[:, np.newaxis], y, CLASS_NAMES, groups=y, group_names=CLASS_NAMES)
+    x = _shrink(volumes, downsample)[:, np.newaxis]
+    recipe = Recipe("volume", (_SIZE,) * 3, CLASS_NAMES, downsample=downsample, divisor=255.0 * downsample**3)
+    return Dataset(x, y, CLASS_NAMES, groups=y, group_names=CLASS_NAMES, recipe=recipe)
 
 
 def _shrink(volumes: NDArray[np.uint8], k: int) -> Floats:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..recipe import Recipe
 from . import files, sites
 from .record import Dataset
 from .tables import Table
@@ -38,7 +39,14 @@ def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, 
     table = Table(content, "fcon1000.csv", ("age", "site"))
     names = table.texts("site")
     ages = table.numbers(["age"])[:, 0]
-    features = table.numbers([column for column in table.columns if column not in _NO_FEATURES])
+    columns = tuple(column for column in table.columns if column not in _NO_FEATURES)
+    features = table.numbers(columns)
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    x, _ = sites.standardise(features, ~sites.for_test(groups, ages, SOURCE.title))
-    return sites.by_site(x, ages, names, SOURCE.title)
+    x, mean, deviation = sites.standardise(features, ~sites.for_test(groups, ages, SOURCE.title))
+    recipe = Recipe(
+        *("table", (len(columns),), (), columns),
+        exact=True,
+        mean=tuple(mean.tolist()),
+        deviation=tuple(deviation.tolist()),
+    )
+    return sites.by_site(x, ages, names, SOURCE.title, recipe)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..recipe import Recipe
 from ..state import Floats
 from . import files
 from .augment import crop_and_flip
@@ -185,4 +186,7 @@ def _dataset(cifar: Cifar, contents: Mapping[str, bytes], part: Mapping[str, int
         rows -= mean
         rows /= deviation
         start += len(found)
-    return Dataset(x, y, names)
+    recipe = Recipe(
+        "picture", (3, 32, 32), names, brightest=255, scale=1 / 255, mean=cifar.mean, deviation=cifar.deviation
+    )
+    return Dataset(x, y, names, recipe=recipe)

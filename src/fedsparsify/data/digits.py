@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MissingExtraError
+from ..recipe import Recipe
 from .record import Dataset
 
 __all__ = ["load"]
@@ -40,4 +41,13 @@ def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, 
     for_test = np.zeros(len(y), np.bool_)
     for_test[np.argsort(y, kind="stable")[::5]] = True
     names = tuple(str(digit) for digit in range(10))
-    return Dataset(x[~for_test], y[~for_test], names), Dataset(x[for_test], y[for_test], names)
+    recipe = Recipe(
+        *("picture", (8, 8), names),
+        brightest=16,
+        exact=True,
+        divisor=16,
+        mean=(_MEAN,),
+        deviation=(_STD,),
+    )
+    train, test = (Dataset(x[part], y[part], names, recipe=recipe) for part in (~for_test, for_test))
+    return train, test

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..recipe import Recipe
 from . import files
 from .idx import parse_idx
 from .record import Dataset
@@ -70,4 +71,5 @@ def _dataset(contents: dict[str, bytes], part: str) -> Dataset:
         raise DataError(f"{names[1]} holds label {labels.max()}, but classes go from 0 to 9: get it again")
     # Not centred: the paper's learning rates are for pixels in [0, 1], and five times too large for unit variance.
     x = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
-    return Dataset(x[:, np.newaxis], labels.astype(np.int64), CLASS_NAMES)
+    recipe = Recipe("picture", (28, 28), CLASS_NAMES, brightest=255, scale=1 / 255)
+    return Dataset(x[:, np.newaxis], labels.astype(np.int64), CLASS_NAMES, recipe=recipe)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import text
 from ..errors import ArgumentError, DataError
-from . import files, text
+from ..recipe import Recipe
+from . import files
 from .record import Dataset
 
 __all__ = ["CLASS_NAMES", "SOURCE", "load"]
@@ -44,7 +46,7 @@ def load(
 
     Read from ``imdb.jsonl`` (an object a review with ``split``, ``label`` and ``text``), from the official folder
     ``aclImdb``, or from the official archive, which need not be unpacked. The vocabulary is that of the training
-    reviews. What a word is: :mod:`fedsparsify.data.text`.
+    reviews. What a word is: :mod:`fedsparsify.text`.
 
     Args:
         data_dir: folder to look for the data in first.
@@ -70,11 +72,13 @@ def load(
             raise DataError(f"{path} has no {CLASS_NAMES[label]} review for {split}: get IMDB again")
     kept = {key: [text.words(content) for content in found[::every]] for key, found in reviews.items()}
     numbers = text.vocabulary(kept["train", 0] + kept["train", 1], vocabulary)
+    recipe = Recipe("text", labels=CLASS_NAMES, words=tuple(numbers), length=words)
     train, test = (
         Dataset(
             text.encode(kept[split, 0] + kept[split, 1], numbers, words),
             np.repeat(np.arange(2), [len(kept[split, label]) for label in (0, 1)]),
             CLASS_NAMES,
+            recipe=recipe,
         )
         for split in ("train", "test")
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DataError, MissingExtraError
+from ..recipe import Recipe
 from ..state import Floats
 from . import sites
 from .record import Dataset
@@ -74,7 +75,7 @@ def load(data_dir: Path | None = None, progress: bool = True, table: str = "volu
             )
         x[row, 0] = volume
     assert x is not None  # a table has at least one row
-    return sites.by_site(x, targets, names, str(path))
+    return sites.by_site(x, targets, names, str(path), Recipe("volume", x.shape[2:], each=True))
 
 
 def _volume(nibabel: Any, path: Path, place: str) -> Floats:

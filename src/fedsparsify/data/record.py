@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..plugins import describe
+from ..recipe import Recipe
 from ..state import Floats
 
 __all__ = ["Augment", "Dataset", "as_dataset"]
@@ -37,6 +38,7 @@ class Dataset:
         group_names: names of the groups, without repeats; also of those that none of these examples belongs to.
         y_scale: how many of the unit that errors are reported in make one unit of ``y``, e.g. 14.2 years where ages
             were divided by their standard deviation; 1 where ``y`` is in that unit.
+        recipe: how raw examples became ``x``, which an exported model does again; None where raw ones are ``x``.
     """
 
     x: Floats
@@ -46,6 +48,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     group_names: tuple[str, ...] = ()
     y_scale: float = 1.0
+    recipe: Recipe | None = None
 
     def __len__(self) -> int:
         return len(self.x)

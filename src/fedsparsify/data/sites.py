@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..recipe import Recipe
 from ..state import Floats
 from .record import Dataset
 
@@ -47,8 +49,10 @@ def for_test(sites: NDArray[np.int64], y: NDArray[np.float64], title: str) -> ND
     return held_out
 
 
-def standardise(values: NDArray[np.float64], training: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.float64]]:
-    """Return columns with mean 0 and standard deviation 1 over the training examples, and those deviations.
+def standardise(
+    values: NDArray[np.float64], training: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.float64], NDArray[np.float64]]:
+    """Return columns with mean 0 and standard deviation 1 over the training examples, and what was done to them.
 
     The sites can compute this together without showing an example: each sends how many it has, and the sums of the
     values and of their squares. A column that is constant over the training examples becomes 0 there.
@@ -58,15 +62,17 @@ def standardise(values: NDArray[np.float64], training: NDArray[np.bool_]) -> tup
         training: bool[N], which examples are trained on.
 
     Returns:
-        float32[N, d], and the deviations float64[d].
+        float32[N, d]; the means and the deviations before, float64[d].
     """
     mean = values[training].mean(axis=0)
     deviation = values[training].std(axis=0)
     deviation[deviation == 0] = 1.0
-    return ((values - mean) / deviation).astype(np.float32), deviation
+    return ((values - mean) / deviation).astype(np.float32), mean, deviation
 
 
-def by_site(x: Floats, y: NDArray[np.float64], sites: Sequence[str], title: str) -> tuple[Dataset, Dataset]:
+def by_site(
+    x: Floats, y: NDArray[np.float64], sites: Sequence[str], title: str, recipe: Recipe
+) -> tuple[Dataset, Dataset]:
     """Return ``(train, test)`` of a regression over sites, each site a group, the target standardised.
 
     Args:
@@ -74,6 +80,7 @@ def by_site(x: Floats, y: NDArray[np.float64], sites: Sequence[str], title: str)
         y: float64[N] targets, in the unit that errors are to be reported in.
         sites: name of each example's site.
         title: the data set's name, for messages.
+        recipe: how ``x`` was made; that of ``y`` is added to it.
 
     Raises:
         DataError: no site has :data:`FEWEST` examples.
@@ -81,6 +88,12 @@ def by_site(x: Floats, y: NDArray[np.float64], sites: Sequence[str], title: str)
     names, groups = np.unique(np.asarray(sites), return_inverse=True)
     groups = groups.astype(np.int64)
     test = for_test(groups, y, title)
-    targets, deviation = standardise(y[:, np.newaxis], ~test)
-    everything = Dataset(x, targets, groups=groups, group_names=tuple(map(str, names)), y_scale=float(deviation[0]))
+    targets, mean, deviation = standardise(y[:, np.newaxis], ~test)
+    everything = Dataset(
+        *(x, targets),
+        groups=groups,
+        group_names=tuple(map(str, names)),
+        y_scale=float(deviation[0]),
+        recipe=replace(recipe, target_mean=float(mean[0]), target_scale=float(deviation[0])),
+    )
     return everything.take(np.flatnonzero(~test)), everything.take(np.flatnonzero(test))

@@ -6,11 +6,16 @@ Nothing in here knows about rounds, clients or servers. Without a compiler the e
 
 from __future__ import annotations
 
-from .calibration import Calibration, Choice, LayerBackend, LayerTimes, calibrate, choose, processor
-from .modules import SparseConv2d, SparseLinear, densify, sparsify_module
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .native import available, targets
-from .plan import LayerPlan, Loss, NetworkPlan, plan_network, why_uncovered
-from .trainer import Trainer, predict
+
+if TYPE_CHECKING:
+    from .calibration import Calibration, Choice, LayerBackend, LayerTimes, calibrate, choose, processor
+    from .modules import SparseConv2d, SparseLinear, densify, sparsify_module
+    from .plan import LayerPlan, Loss, NetworkPlan, plan_network, why_uncovered
+    from .trainer import Trainer, predict
 
 __all__ = [
     "Calibration",
@@ -34,3 +39,31 @@ __all__ = [
     "targets",
     "why_uncovered",
 ]
+
+_HOME = {
+    "Calibration": "calibration",
+    "Choice": "calibration",
+    "LayerBackend": "calibration",
+    "LayerPlan": "plan",
+    "LayerTimes": "calibration",
+    "Loss": "plan",
+    "NetworkPlan": "plan",
+    "SparseConv2d": "modules",
+    "SparseLinear": "modules",
+    "Trainer": "trainer",
+    "calibrate": "calibration",
+    "choose": "calibration",
+    "densify": "modules",
+    "plan_network": "plan",
+    "predict": "trainer",
+    "processor": "calibration",
+    "sparsify_module": "modules",
+    "why_uncovered": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the exported model runs on these kernels without torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "bindings.hpp"
 #include "network.hpp"
 #include "operators.hpp"
 
@@ -229,6 +230,7 @@ PYBIND11_MODULE(_native, m) {
     });
 
     m.def("peak", &peak, py::arg("target"));
+    bind_inference(m);
 
     py::class_<Network>(m, "Trainer")
         .def(py::init([](const py::list& layers, const std::vector<int>& input, bool squared_error,

@@ -216,6 +216,12 @@ struct Update {
     bool nesterov, first;
 };
 
+}  // namespace fedsparsify
+
+#include "infer_kernels.hpp"
+
+namespace fedsparsify {
+
 struct Kernels {
     const char* name;
     int width;
@@ -255,6 +261,14 @@ struct Kernels {
     // `rounds` times 96 independent-enough vector multiply-adds, to measure the peak rate.
     float (*multiply_adds)(int64_t rounds);
     float (*read_all)(const float* data, int64_t count);
+    // Inference alone; see infer_kernels.hpp.
+    void (*tile_conv)(const TileConv&);
+    void (*lane_linear)(const LaneLinear&);
+    void (*vector_linear)(const VectorLinear&);
+    void (*combine)(const Combine&);
+    void (*max_pool_pairs)(const View& in, const View& out);
+    void (*pixel_means)(const View& in, float* out);
+    void (*exchange_halo)(const Halo&);
 };
 
 // The best build for this processor, or the named one; null where the processor or the binary lacks it.

@@ -9,16 +9,29 @@ be equally far from their predictions.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WireError
 from ..state import Floats
+from .coder import (
+    SYMBOLS,
+    Encoder,
+    check_exhausted,
+    decode_bytes,
+    deflate,
+    encode_bytes,
+    expected_bytes,
+    inflate,
+    new_decoder,
+    symbol_model,
+    take,
+    weights_of,
+    words_of,
+)
 
 __all__ = ["CLASSES", "Classes", "Coding", "decode_floats", "encode_floats", "encoding_names", "rank_classes"]
 
@@ -29,16 +42,10 @@ CLASSES = 32
 """Most classes that values can be sorted into."""
 
 _RAW, _SHARED, _BY_CLASS, _BFLOAT16, _INT8 = range(5)
-_SYMBOLS = 256
 _ESCAPE, _ZERO = 0, 128  # symbols: a value that is written in full, and a distance around 0
 _LOSSY_BLOCK = 256
 _MOST_LOW_BITS = 23
-_WEIGHT_OF = np.array([0, *(round(2 ** (b / 16)) for b in range(1, 256))], np.float32)
 _LEVELS = struct.Struct("<HI")  # bytes of the deflated statistics, number of escapes
-
-_models = constriction.stream.model
-_Encoder = constriction.stream.queue.RangeEncoder
-_Decoder = constriction.stream.queue.RangeDecoder
 
 
 def encoding_names() -> tuple[str, ...]:
@@ -155,21 +162,21 @@ def _encode_distances(values: Floats, prediction: Floats, classes: Classes) -> t
     upper = distance >> width
     symbols = np.where((upper > -_ZERO) & (upper < _ZERO), upper + _ZERO, _ESCAPE)
     lower = distance & ((1 << width) - 1)
-    counts = np.stack([np.bincount(symbols[at], minlength=_SYMBOLS) for _, at in classes.slices()])
+    counts = np.stack([np.bincount(symbols[at], minlength=SYMBOLS) for _, at in classes.slices()])
     encoding, weights = min(
-        ((_SHARED, _weights(counts.sum(0, keepdims=True))), (_BY_CLASS, _weights(counts))),
-        key=lambda choice: _expected_bytes(counts, choice[1]),
+        ((_SHARED, weights_of(counts.sum(0, keepdims=True))), (_BY_CLASS, weights_of(counts))),
+        key=lambda choice: expected_bytes(counts, choice[1]),
     )
 
-    coder = _Encoder()
+    coder = Encoder()
     for row, (_, at) in enumerate(classes.slices()):
-        model = _symbol_model(weights[row if encoding == _BY_CLASS else 0])
+        model = symbol_model(weights[row if encoding == _BY_CLASS else 0])
         if not isinstance(model, int):
             coder.encode(symbols[at], model)
     escaped = values[classes.order[symbols == _ESCAPE]]
-    statistics = _deflate(low_bits.tobytes() + weights.tobytes())
+    statistics = deflate(low_bits.tobytes() + weights.tobytes())
     head = _LEVELS.pack(len(statistics), len(escaped)) + statistics
-    return encoding, head + escaped.tobytes() + _pack_low(lower, low_bits, classes) + _words(coder)
+    return encoding, head + escaped.tobytes() + _pack_low(lower, low_bits, classes) + words_of(coder)
 
 
 def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: Classes) -> Floats:
@@ -180,20 +187,20 @@ def _decode_distances(encoding: int, data: bytes, prediction: Floats, classes: C
     at_low = _LEVELS.size + size + 4 * escapes
     if escapes > len(prediction) or at_low > len(data):
         raise WireError(f"statistics of {size} bytes and {escapes} escapes do not fit {len(data)} bytes")
-    statistics = _inflate(data[_LEVELS.size : _LEVELS.size + size], CLASSES + tables * _SYMBOLS)
+    statistics = inflate(data[_LEVELS.size : _LEVELS.size + size], CLASSES + tables * SYMBOLS)
     low_bits = np.frombuffer(statistics, np.uint8, CLASSES)
-    weights = np.frombuffer(statistics, np.uint8, offset=CLASSES).reshape(tables, _SYMBOLS)
+    weights = np.frombuffer(statistics, np.uint8, offset=CLASSES).reshape(tables, SYMBOLS)
     if low_bits.max() > _MOST_LOW_BITS:
         raise WireError(f"{low_bits.max()} low bits are more than {_MOST_LOW_BITS}")
 
     distance, used = _unpack_low(data[at_low:], low_bits, classes)
-    coder = _decoder(data[at_low + used :])
+    coder = new_decoder(data[at_low + used :])
     is_escape = np.zeros(len(prediction), np.bool_)
     for row, (c, at) in enumerate(classes.slices()):
-        symbols = _take(coder, _symbol_model(weights[row if encoding == _BY_CLASS else 0]), at.stop - at.start)
+        symbols = take(coder, symbol_model(weights[row if encoding == _BY_CLASS else 0]), at.stop - at.start)
         np.equal(symbols, _ESCAPE, out=is_escape[at])
         distance[at] |= (symbols - _ZERO) << int(low_bits[c])
-    _check_exhausted(coder)
+    check_exhausted(coder)
     if np.count_nonzero(is_escape) != escapes:
         raise WireError(f"{np.count_nonzero(is_escape)} values escape, but {escapes} are declared")
     ordered = np.empty(len(prediction), np.int32)
@@ -257,12 +264,12 @@ def _one_class(count: int) -> Classes:
 def _encode_bfloat16(difference: Floats) -> tuple[int, bytes, Floats]:
     bits = difference.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
-    data = _encode_bytes([(rounded >> 8).astype(np.uint8), rounded.astype(np.uint8)])
+    data = encode_bytes([(rounded >> 8).astype(np.uint8), rounded.astype(np.uint8)])
     return _BFLOAT16, data, (rounded << 16).view(np.float32)
 
 
 def _decode_bfloat16(data: bytes, count: int) -> Floats:
-    high, low = _decode_bytes(data, [count, count])
+    high, low = decode_bytes(data, [count, count])
     return (((high.astype(np.uint32) << 8) | low) << 16).view(np.float32)
 
 
@@ -270,7 +277,7 @@ def _encode_int8(difference: Floats) -> tuple[int, bytes, Floats]:
     scale = _block_scales(difference)
     spread = np.repeat(np.where(scale > 0, scale, 1), _LOSSY_BLOCK)[: len(difference)]
     steps = np.clip(np.rint(difference / spread), -127, 127).astype(np.int8)
-    return _INT8, scale.tobytes() + _encode_bytes([steps.view(np.uint8)]), steps * spread
+    return _INT8, scale.tobytes() + encode_bytes([steps.view(np.uint8)]), steps * spread
 
 
 def _decode_int8(data: bytes, count: int) -> Floats:
@@ -278,7 +285,7 @@ def _decode_int8(data: bytes, count: int) -> Floats:
     if len(data) < 4 * blocks:
         raise WireError(f"{len(data)} bytes are too few for the scales of {blocks} blocks")
     scale = np.frombuffer(data, "<f4", blocks)
-    (steps,) = _decode_bytes(data[4 * blocks :], [count])
+    (steps,) = decode_bytes(data[4 * blocks :], [count])
     values: Floats = steps.view(np.int8) * np.repeat(scale, _LOSSY_BLOCK)[:count]
     return values
 
@@ -288,100 +295,3 @@ def _block_scales(difference: Floats) -> Floats:
     padded[: len(difference)] = np.abs(difference)
     scale: Floats = padded.reshape(-1, _LOSSY_BLOCK).max(1) / np.float32(127)
     return scale
-
-
-def _encode_bytes(columns: list[NDArray[np.uint8]]) -> bytes:
-    """Entropy-code columns of bytes, each with statistics of its own."""
-    weights = _weights(np.stack([np.bincount(column, minlength=_SYMBOLS) for column in columns]))
-    coder = _Encoder()
-    for column, row in zip(columns, weights, strict=True):
-        model = _symbol_model(row) if len(column) else 0
-        if not isinstance(model, int):
-            coder.encode(column.astype(np.int32), model)
-    statistics = _deflate(weights.tobytes())
-    return struct.pack("<H", len(statistics)) + statistics + _words(coder)
-
-
-def _decode_bytes(data: bytes, counts: list[int]) -> list[NDArray[np.uint8]]:
-    if len(data) < 2:
-        raise WireError(f"{len(data)} bytes are too few")
-    (size,) = struct.unpack_from("<H", data)
-    if 2 + size > len(data):
-        raise WireError(f"statistics of {size} bytes do not fit {len(data)} bytes")
-    weights = np.frombuffer(_inflate(data[2 : 2 + size], len(counts) * _SYMBOLS), np.uint8).reshape(-1, _SYMBOLS)
-    coder = _decoder(data[2 + size :])
-    columns = [
-        _take(coder, _symbol_model(row) if count else 0, count).astype(np.uint8)
-        for row, count in zip(weights, counts, strict=True)
-    ]
-    _check_exhausted(coder)
-    return columns
-
-
-# Statistics and the coder ---------------------------------------------------------------------------------------------
-
-
-def _weights(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return 1 + 16 log2 of the counts, the largest of a row 255, as bytes; 0 stays 0."""
-    with np.errstate(divide="ignore"):
-        level = np.rint(16 * np.log2(counts))
-        level += 255 - level.max(1, keepdims=True, initial=0)
-    return np.where(counts > 0, np.clip(level, 1, 255), 0).astype(np.uint8)
-
-
-def _expected_bytes(counts: NDArray[np.int64], weights: NDArray[np.uint8]) -> float:
-    weight = _WEIGHT_OF[weights].astype(np.float64)
-    share = np.where(weight > 0, weight, 1) / weight.sum(1, keepdims=True)
-    return float(-(counts * np.log2(share)).sum() / 8 + len(_deflate(weights.tobytes())))
-
-
-def _symbol_model(weights: NDArray[np.uint8]) -> Any:
-    """Return the coder's model, or the only symbol that there is."""
-    used = np.flatnonzero(weights)
-    if len(used) == 0:
-        raise WireError("the statistics are empty")
-    if len(used) == 1:
-        return int(used[0])
-    return _models.Categorical(_WEIGHT_OF[weights], perfect=False)
-
-
-def _take(coder: Any, model: Any, count: int) -> NDArray[np.int32]:
-    if isinstance(model, int):
-        return np.full(count, model, np.int32)
-    try:
-        symbols: NDArray[np.int32] = coder.decode(model, count)
-    except AssertionError:
-        raise WireError("the coded bits are damaged") from None
-    return symbols
-
-
-def _words(coder: Any) -> bytes:
-    words: NDArray[np.uint32] = coder.get_compressed()
-    return words.astype("<u4").tobytes()
-
-
-def _decoder(data: bytes) -> Any:
-    if len(data) % 4:
-        raise WireError(f"{len(data)} bytes of coded bits are no multiple of 4")
-    return _Decoder(np.frombuffer(data, "<u4").astype(np.uint32))
-
-
-def _check_exhausted(coder: Any) -> None:
-    if not coder.maybe_exhausted():
-        raise WireError("more coded bits are there than values")
-
-
-def _deflate(data: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(data) + packer.flush()
-
-
-def _inflate(data: bytes, size: int) -> bytes:
-    unpacker = zlib.decompressobj(-15)
-    try:
-        plain = unpacker.decompress(data, size + 1)
-    except zlib.error as error:
-        raise WireError(f"the statistics are damaged ({error})") from None
-    if len(plain) != size or not unpacker.eof or unpacker.unused_data:
-        raise WireError(f"the statistics are not the {size} bytes that they should be")
-    return plain

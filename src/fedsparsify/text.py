@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..state import Floats
+from .state import Floats
 
 __all__ = ["PADDING", "UNKNOWN", "encode", "vocabulary", "words"]
 

@@ -1,0 +1,132 @@
+"""A model that is used: raw examples in, answers out, NumPy both ways, and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ArgumentError
+from ..state import Floats
+from .artifact import MOST_PARAMETERS, Artifact, load_artifact
+from .engine import Engine
+
+__all__ = ["Prediction", "SparseModel"]
+
+_BATCH = 128
+"""Examples at once: values between layers are as large as so many need."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of N examples.
+
+    Attributes:
+        scores: float32[N, ...], the network's outputs; of a regression in the unit of its target.
+        probabilities: float32[N, classes], the softmax of the scores; None for a regression.
+        names: names of the classes, empty for a regression.
+    """
+
+    scores: Floats
+    probabilities: Floats | None
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """int64[N], the class of the highest score of each example.
+
+        Raises:
+            ArgumentError: it is a regression.
+        """
+        if self.probabilities is None:
+            raise ArgumentError("the model is a regression and has no classes: read its scores")
+        return np.asarray(self.scores.argmax(axis=1), np.int64)
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each example's class."""
+        return [self.names[c] for c in self.classes]
+
+    def top(self, k: int) -> list[list[tuple[str, float]]]:
+        """Return the k most probable classes of each example with their probabilities, the highest first."""
+        if self.probabilities is None:
+            raise ArgumentError("the model is a regression and has no classes: read its scores")
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.names[c], float(row[c])) for c in best] for best, row in zip(order, self.probabilities, strict=True)
+        ]
+
+
+class SparseModel:
+    """A network ready to predict; any number of threads may use it at once.
+
+    Args:
+        artifact: what a file holds, see :meth:`load`.
+
+    Attributes:
+        graph: the network.
+        recipe: how raw examples become its inputs, and what its outputs mean.
+        provenance: where it comes from, by name.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.graph = artifact.graph
+        self.recipe = artifact.recipe
+        self.provenance = artifact.provenance
+        self._engine = Engine(artifact.graph)
+
+    @classmethod
+    def load(cls, path: str | Path, most_parameters: int = MOST_PARAMETERS) -> SparseModel:
+        """Read a model from a file that ``fedsparsify export --format sparse`` has made; it is trusted in nothing.
+
+        Raises:
+            DataError: there is no such file.
+            WireError: it is no such file, damaged, or larger than allowed.
+        """
+        return cls(load_artifact(path, most_parameters))
+
+    def __repr__(self) -> str:
+        name = self.provenance.get("model", "a network")
+        return f"SparseModel({name}: {self.graph.nonzero} of {self.graph.parameters} parameters)"
+
+    def predict(self, examples: ArrayLike | Sequence[str]) -> Prediction:
+        """Return what the model says of N raw examples, as they were before training's normalisation.
+
+        Args:
+            examples: real numbers [N, *recipe.shape], such as the pixels 0 to 255 of pictures; or N texts.
+
+        Raises:
+            ArgumentError: they are of another shape or type, or hold a value that is not finite.
+        """
+        raw: Any = examples
+        if not isinstance(raw, list | tuple | np.ndarray) or (isinstance(raw, np.ndarray) and raw.ndim == 0):
+            raise ArgumentError(f"the examples are a {type(raw).__name__}: they must be an array or a list")
+        parts = []
+        for start in range(0, max(len(raw), 1), _BATCH):
+            x = self.recipe.prepare(raw[start : start + _BATCH], self.graph.input_shape)
+            parts.append(self.forward(x.astype(self.graph.input_dtype, copy=False)))
+        scores = np.concatenate(parts)
+        recipe = self.recipe
+        if recipe.labels:
+            return Prediction(scores, _softmax(scores), recipe.labels)
+        return Prediction(scores * np.float32(recipe.target_scale) + np.float32(recipe.target_mean), None, ())
+
+    def forward(self, x: NDArray[Any]) -> Floats:
+        """Return the network's outputs for inputs [N, *graph.input_shape] that are prepared already.
+
+        Raises:
+            ArgumentError: they are of another shape or type.
+        """
+        return self._engine.run(x)
+
+
+def _softmax(scores: Floats) -> Floats:
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
