@@ -38,6 +38,7 @@ def inspect(
     [bold]fedsparsify inspect runs/global/model.fsz --picture masks.svg[/bold]
     """
     from .export.artifact import MAGIC
+    from .federation.checkpoint import message_in
 
     contents = {path: _read(path) for path in files}
     if picture is not None and not (len(files) == 1 and contents[files[0]].startswith(MAGIC)):
@@ -45,8 +46,26 @@ def inspect(
     for path, content in contents.items():
         if content.startswith(MAGIC):
             _explain_model(path, content, picture)
+        elif message_in(content).startswith(b"FSX1"):
+            _explain_locked(path, message_in(content))
         else:
             _explain_message(path, content)
+
+
+def _explain_locked(path: Path, message: bytes) -> None:
+    from .federation.encrypted.messages import Kept, read
+
+    try:
+        head, parts = read(message, Kept)
+    except WireError as error:
+        raise WireError(f"{path} cannot be explained ({error}): name a checkpoint or a model.locked") from error
+    for line in (
+        f"{path}: round {head.round} of an encrypted run; {len(parts.get('model', b'')):,} bytes of locked model",
+        f"{sum(head.layers):,} parameters left, by layer {', '.join(f'{n:,}' for n in head.layers)}",
+        f"{len(head.examples)} clients with {sum(n for _, n in head.examples):,} examples; their key is {head.key}",
+        "Only that key opens the model: fedsparsify keys open",
+    ):
+        new_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(path: Path) -> bytes:

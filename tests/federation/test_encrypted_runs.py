@@ -244,3 +244,14 @@ def test_a_key_named_by_a_relative_path_is_found_from_elsewhere(
         runs.start(prepare(settings, "here"), tmp_path / "run", [_After(1)])
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert call("resume", tmp_path / "run", "--no-report").code == 0
+
+
+def test_inspect_says_what_a_checkpoint_of_an_encrypted_run_holds(reference: dict[str, Path], tmp_path: Path) -> None:
+    path = reference["fedsparsify-global"] / "checkpoint.fsp"
+    outcome = call("inspect", path)
+    assert outcome.code == 0, outcome.err
+    assert "round 3 of an encrypted run" in outcome.out and "69 parameters left" in outcome.out
+    assert "Only that key opens the model" in outcome.out
+    (tmp_path / "cut.fsp").write_bytes(path.read_bytes()[:-7])
+    outcome = call("inspect", tmp_path / "cut.fsp")
+    assert outcome.code == 2 and "cut.fsp cannot be explained" in outcome.err

@@ -231,7 +231,7 @@ class RunDirectory:
 
 def message_in(content: bytes) -> bytes:
     """Return the message within a file of a run: all of it, but for a checkpoint's digest of the settings."""
-    return content[_DIGEST_BYTES:] if content[_DIGEST_BYTES : _DIGEST_BYTES + 4] == b"FSPM" else content
+    return content[_DIGEST_BYTES:] if content[_DIGEST_BYTES : _DIGEST_BYTES + 4] in (b"FSPM", b"FSX1") else content
 
 
 def _is_leftover(path: Path) -> bool:
