@@ -42,7 +42,9 @@ public:
             rows.back() = {y, y + 1};
             for (int k = end - 1; k > first; --k) {
                 const InferLayer& l = *step(k).layer;
-                const auto [a, b] = rows[static_cast<std::size_t>(k - first)];
+                const int each = step(k).pool ? 2 : 1;
+                const int a = rows[static_cast<std::size_t>(k - first)].first * each;
+                const int b = rows[static_cast<std::size_t>(k - first)].second * each;
                 rows[static_cast<std::size_t>(k - 1 - first)] = {a * l.stride_h - l.pad_h,
                                                                  (b - 1) * l.stride_h - l.pad_h + l.kernel_h};
             }
@@ -113,11 +115,15 @@ private:
             kernels_.exchange_halo({pixels(s.in), in.channel, in.row, in.shape.channels, in.shape.height, in.shape.width,
                                     in.border.top, in.border.left, in.border.bottom, in.border.right, in.grid.y,
                                     in.grid.x});
+        float* const to = pixels(s.out) + y0 * out.row;
+        const int each = s.pool ? 2 : 1;
+        y0 *= each, y1 *= each;
         kernels_.tile_conv({s.view(), pixels(s.in) + y0 * l.stride_h * in.row, l.stride_h * in.row,
-                            static_cast<ptrdiff_t>(l.stride_w) * kernels_.width, pixels(s.out) + y0 * out.row,
+                            static_cast<ptrdiff_t>(l.stride_w) * kernels_.width, to,
                             out.channel, out.row, l.bias.empty() ? nullptr : l.bias.data(),
                             s.map.empty() ? nullptr : s.map.data() + y0 * s.map_row, s.map_channel, s.map_row, s.map_px,
-                            l.rectify, y1 - y0, out.shape.width, s.tile_rows, s.tile_pixels});
+                            l.rectify, s.pool, y1 - y0, out.shape.width * each, s.tile_rows, s.tile_pixels,
+                            memory_ + plan_.sums});
     }
 
     void linear(const InferStep& s) {
@@ -275,7 +281,10 @@ InferNetwork::InferNetwork(std::vector<InferLayer> layers, const Shape& input, b
 }
 
 void InferNetwork::run_block(const InferPlan& plan, Buffer& memory, const float* x, int valid, float* out) const {
-    if (memory.size() == 0) memory = Buffer(static_cast<std::size_t>(plan.floats));
+    // From a megabyte on, large pages pay: a tile touches a short run in each of many channels.
+    constexpr int64_t large = int64_t{1} << 18;
+    if (memory.size() == 0)
+        memory = Buffer(static_cast<std::size_t>(plan.floats < large ? plan.floats : std::max(plan.floats, 2 * large)));
     Runner runner(plan, kernels_, memory.data());
     if (plan.single)
         runner.load_single(x);
@@ -341,7 +350,7 @@ std::string InferNetwork::describe() const {
                 text << (k > first ? " " : "") << (s.layer ? s.layer->kind : "regrid");
                 if (s.layer && s.layer->kind == "conv") {
                     const Grid& g = plan->slots[static_cast<std::size_t>(s.out)].grid;
-                    text << "(" << s.tile_rows << "x" << s.tile_pixels << " grid " << g.y << "x" << g.x << ")";
+                    text << (s.pool ? "+maxpool" : "") << "(" << s.tile_rows << "x" << s.tile_pixels << " grid " << g.y << "x" << g.x << ")";
                 }
                 if (s.dense) text << "(dense)";
             }

@@ -36,6 +36,7 @@ struct Slot {
     int64_t size = 0;
     int rows = 0;          // kept at a time; all of them where band is false
     bool band = false;
+    bool unused = false;  // nothing writes it
 };
 
 struct InferStep {
@@ -51,6 +52,7 @@ struct InferStep {
     int tile_rows = 1, tile_pixels = 1;
     int height = 1;  // rows made at a time
     bool dense = false;
+    bool pool = false;  // a convolution that returns the largest of each 2 x 2 of its outputs
     bool exchange = false;  // borders of the input come from other lanes
 
     Taps view() const { return {taps.data(), runs.data(), rows, ahead.data(), lines}; }
@@ -62,9 +64,9 @@ struct InferPlan {
     std::vector<Slot> slots;
     std::vector<InferStep> steps;
     std::vector<std::pair<int, int>> groups;  // steps [first, second) that run band by band where they are several
-    std::vector<int> band_rows;               // of a group's last value
     int64_t floats = 0;
     std::vector<int64_t> place;  // of each slot
+    int64_t sums = 0;            // where tiles keep theirs
     std::vector<uint8_t> used;   // runs of `width` inputs that are read; empty where all are
     double share = 1;            // of the lanes that do something
 };

@@ -33,7 +33,8 @@ struct Taps {
 constexpr int tile_rows = 4;     // a tile has at most these rows
 constexpr int tile_pixels = 12;  // and these pixels: their sums, two weights and a product fill sixteen registers
 
-// out[row, y, x] = epilogue(bias + sum of taps), for rows [0, height) and pixels [0, width).
+// out[row, y, x] = epilogue(bias + sum of taps), for rows [0, height) and pixels [0, width); with `pool` the largest of
+// each 2 x 2 of them, where height, width, rows and pixels are even.
 struct TileConv {
     Taps taps;
     const float* source;
@@ -43,9 +44,10 @@ struct TileConv {
     const float* bias;  // one a row, or null
     const float* map;   // instead: one a row and pixel (map_px 1), or one a lane besides (map_px the number of lanes)
     std::ptrdiff_t map_channel, map_row, map_px;
-    bool rectify;
+    bool rectify, pool;
     int height, width;
     int rows, pixels;  // of a tile
+    float* sums;       // room for what a tile has of all rows, between one block of inputs and the next
 };
 
 // [feature][vectors * lanes] -> [row][vectors * lanes].

@@ -200,6 +200,7 @@ InferPlan InferCompiler::compile(bool single, int vectors) const {
         plan.steps.push_back(std::move(step));
     }
     plan.share = weighted > 0 ? work / weighted : 1;
+    fuse_pools(plan);
     group(plan);
     lay_out(plan);
     for (InferStep& step : plan.steps) {
@@ -209,6 +210,27 @@ InferPlan InferCompiler::compile(bool single, int vectors) const {
     }
     find_used(plan);
     return plan;
+}
+
+// A convolution whose outputs only a pooling of 2 x 2 reads pools them itself, while they are in registers.
+void InferCompiler::fuse_pools(InferPlan& plan) const {
+    if (plan.single) return;
+    for (std::size_t k = 0; k + 1 < plan.steps.size(); ++k) {
+        InferStep &conv = plan.steps[k], &pool = plan.steps[k + 1];
+        if (!conv.layer || conv.layer->kind != "conv" || !pool.layer || pool.layer->kind != "maxpool") continue;
+        const InferLayer& l = *pool.layer;
+        const Shape& between = plan.slots[static_cast<std::size_t>(conv.out)].shape;
+        const auto readers = std::count_if(plan.steps.begin(), plan.steps.end(), [&](const InferStep& s) {
+            return s.in == conv.out || s.more == conv.out;
+        });
+        if (pool.in != conv.out || readers != 1 || l.kernel_h != 2 || l.kernel_w != 2 || l.stride_h != 2 ||
+            l.stride_w != 2 || between.height % 2 || between.width % 2)
+            continue;
+        plan.slots[static_cast<std::size_t>(conv.out)].unused = true;
+        conv.out = pool.out;
+        conv.pool = true;
+        plan.steps.erase(plan.steps.begin() + static_cast<std::ptrdiff_t>(k) + 1);
+    }
 }
 
 // Large values between convolutions are made a few rows at a time and used up at once, while they are in the cache.
@@ -234,7 +256,7 @@ void InferCompiler::group(InferPlan& plan) const {
                 const Slot& between = plan.slots[static_cast<std::size_t>(last.out)];
                 const bool conv = next.layer->kind == "conv";
                 if (next.in != last.out || readers[static_cast<std::size_t>(last.out)] != 1 ||
-                    between.shape.size() * width_ < large || last.layer->kind != "conv" ||
+                    between.shape.size() * width_ < large || last.layer->kind != "conv" || last.pool ||
                     (conv && convolutions == 2))
                     break;
                 convolutions += conv;
@@ -242,7 +264,6 @@ void InferCompiler::group(InferPlan& plan) const {
             }
         }
         plan.groups.emplace_back(first, end);
-        plan.band_rows.push_back(1);
         first = end;
     }
     for (const auto& [first, end] : plan.groups)
@@ -250,8 +271,9 @@ void InferCompiler::group(InferPlan& plan) const {
             // A band of the group's last value is one row; this is what it needs of value k.
             int rows = 1;
             for (int j = end - 1; j > k; --j) {
-                const InferLayer& l = *plan.steps[static_cast<std::size_t>(j)].layer;
-                rows = (rows - 1) * l.stride_h + l.kernel_h;
+                const InferStep& step = plan.steps[static_cast<std::size_t>(j)];
+                const InferLayer& l = *step.layer;
+                rows = ((step.pool ? 2 * rows : rows) - 1) * l.stride_h + l.kernel_h;
             }
             Slot& s = plan.slots[static_cast<std::size_t>(plan.steps[static_cast<std::size_t>(k)].out)];
             s.band = true;
@@ -262,7 +284,8 @@ void InferCompiler::group(InferPlan& plan) const {
         int rows = end - first > 1 ? 1 : 0;
         for (int k = end - 1; k >= first; --k) {
             InferStep& s = plan.steps[static_cast<std::size_t>(k)];
-            s.height = rows ? rows : plan.slots[static_cast<std::size_t>(s.out)].shape.height;
+            if (s.pool) rows *= 2;
+            s.height = rows ? rows : plan.slots[static_cast<std::size_t>(s.out)].shape.height * (s.pool ? 2 : 1);
             if (rows) rows *= s.layer->stride_h;
         }
     }
@@ -271,6 +294,10 @@ void InferCompiler::group(InferPlan& plan) const {
 void InferCompiler::lay_out(InferPlan& plan) const {
     plan.floats = 0;
     for (Slot& s : plan.slots) {
+        if (s.unused) {
+            plan.place.push_back(0);
+            continue;
+        }
         if (s.flat) {
             s.channel = plan.single ? 1 : plan.vectors * width_;
             s.size = checked(s.shape.channels * s.channel);
@@ -285,7 +312,11 @@ void InferCompiler::lay_out(InferPlan& plan) const {
         plan.place.push_back(plan.floats + 16);
         plan.floats += (s.size + 47) / 16 * 16;  // room for a load that reaches past either end
     }
-    plan.floats += 32;
+    plan.sums = plan.floats + 16;
+    int64_t most = 0;
+    for (const InferStep& s : plan.steps)
+        if (s.layer && s.layer->kind == "conv") most = std::max<int64_t>(most, s.layer->outputs);
+    plan.floats = checked(plan.sums + most * tile_pixels * width_ + 32);
 }
 
 void InferCompiler::compile_conv(const InferPlan& plan, InferStep& step) const {
@@ -294,15 +325,16 @@ void InferCompiler::compile_conv(const InferPlan& plan, InferStep& step) const {
     const int channels = in.shape.channels, area = l.kernel_h * l.kernel_w, taps = channels * area;
 
     // As many sums as the registers hold, and of those tiles the one that reads the fewest pixels.
+    const int each_px = step.pool ? 2 : 1, width = out.shape.width * each_px, height = out.shape.height * each_px;
     double most = 0;
-    for (int rows = 1; rows <= std::min(tile_rows, out.shape.height); ++rows) {
-        const int across = (out.shape.width + tile_pixels / rows - 1) / (tile_pixels / rows);
+    for (int rows = each_px; rows <= (step.pool ? 2 : std::min(tile_rows, height)); ++rows) {
+        const int pixels = tile_pixels / rows, across = (width + pixels - 1) / pixels;
         const int down = (step.height + rows - 1) / rows;
-        const double sums = static_cast<double>(step.height) / down * out.shape.width / across;
+        const double sums = static_cast<double>(step.height) / down * width / across;
         if (sums < most) continue;
         most = sums;
         step.tile_rows = rows;
-        step.tile_pixels = tile_pixels / rows;
+        step.tile_pixels = pixels;
     }
     const int high = (step.tile_rows - 1) * l.stride_h + l.kernel_h, wide = (step.tile_pixels - 1) * l.stride_w + l.kernel_w;
     const int per = std::max(1, std::min(channels, cache_bytes / (high * wide * width_ * 4)));
@@ -371,25 +403,25 @@ void InferCompiler::compile_conv(const InferPlan& plan, InferStep& step) const {
     const int64_t above = in.band ? l.pad_h : in.border.top;
     for (const Tap& t : step.taps) {
         const int64_t begin = t.offset + above * in.row + in.border.left * width_;
-        const int64_t reach = ((in.band ? 1 : out.shape.height) - 1) * static_cast<int64_t>(l.stride_h) * in.row +
-                              static_cast<int64_t>(out.shape.width - 1) * px + width_;
+        const int64_t reach = ((in.band ? each_px : height) - 1) * static_cast<int64_t>(l.stride_h) * in.row +
+                              static_cast<int64_t>(width - 1) * px + width_;
         if (begin < 0 || begin + reach > rows * in.row) throw std::out_of_range("a tap lies outside its input");
     }
     if (l.map.empty()) return;
-    const Shape& part = out.shape;
+    const Shape part{out.shape.channels, height, width};
     const int lanes = plan.single && (out.grid.y > 1 || out.grid.x > 1) ? width_ : 1;
     step.map_px = lanes;
     step.map_row = static_cast<ptrdiff_t>(part.width) * lanes;
     step.map_channel = step.map_row * part.height;
     step.map.assign(static_cast<std::size_t>(step.map_channel * part.channels), 0.0f);
-    const int height = part.height * out.grid.y, width = part.width * out.grid.x;
+    const int whole_h = part.height * out.grid.y, whole_w = part.width * out.grid.x;
     for (int c = 0; c < part.channels; ++c)
-        for (int y = 0; y < height; ++y)
-            for (int x = 0; x < width; ++x) {
+        for (int y = 0; y < whole_h; ++y)
+            for (int x = 0; x < whole_w; ++x) {
                 const int lane = y / part.height * out.grid.x + x / part.width;
                 step.map[static_cast<std::size_t>(c * step.map_channel + y % part.height * step.map_row +
                                                   x % part.width * lanes + lane)] =
-                    l.map[static_cast<std::size_t>((static_cast<int64_t>(c) * height + y) * width + x)] +
+                    l.map[static_cast<std::size_t>((static_cast<int64_t>(c) * whole_h + y) * whole_w + x)] +
                     (l.bias.empty() ? 0.0f : l.bias[static_cast<std::size_t>(c)]);
             }
 }

@@ -22,6 +22,7 @@ private:
     int add_plane(InferPlan&, const Shape& whole, const Grid&) const;
     int add_flat(InferPlan&, int features) const;
     int in_grid(InferPlan&, std::vector<std::vector<int>>& held, int value, const Grid&) const;
+    void fuse_pools(InferPlan&) const;
     void group(InferPlan&) const;
     void lay_out(InferPlan&) const;
     void compile_conv(const InferPlan&, InferStep&) const;
