@@ -123,13 +123,9 @@ class Deployment:
         for site in SITES:
             command += ["--site", site]
         self.own(*command)
-        key = base / "clients.key"
-        self.own("keys", "new", str(key), "--participants", str(len(SITES)))
         for site in SITES:
-            folder = self.folder / "sites" / site
-            shutil.copy(key, folder / "clients.key")
-            conf = re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", (folder / "site.conf").read_text())
-            (folder / "site.conf").write_text(conf.replace('KEY=""', 'KEY="clients.key"'))
+            conf = self.folder / "sites" / site / "site.conf"
+            conf.write_text(re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", conf.read_text()))
         self.relays = {site: Relay(self.port) for site in SITES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -194,6 +190,19 @@ class Deployment:
         self.start(
             name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, PYTHONPATH=path, **variables
         )
+
+    def give_key(self, key: Path) -> None:
+        """Start all sites anew with the clients' key, after which they train under encryption only."""
+        for name in SITES:
+            folder = self.folder / "sites" / name
+            shutil.copy(key, folder / "clients.key")
+            conf = folder / "site.conf"
+            conf.write_text(conf.read_text().replace('KEY=""', 'KEY="clients.key"'))
+            self.kill(name)
+        wait_for("all sites are gone", lambda: [node.get("status") for node in self.nodes()].count("online") == 0)
+        for name in SITES:
+            self.site(name)
+        self.wait_for_sites()
 
     def up(self) -> None:
         self.superlink()
