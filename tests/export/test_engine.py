@@ -182,6 +182,25 @@ def test_branches_and_sums_at_any_size(size: int, target: str) -> None:
     assert_close(engine.run(x[:1]), expected[:1])
 
 
+@needs_native
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [40, 37])
+def test_large_values_are_made_and_used_up_a_few_rows_at_a_time(size: int, target: str) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(2, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 36, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(36, 80, 3, padding=1), nn.ReLU(), nn.Conv2d(80, 90, 3, stride=2, padding=(2, 1)), nn.ReLU(),
+        nn.Conv2d(90, 100, 1), nn.ReLU(), nn.Conv2d(100, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+    module(torch.zeros(1, 2, size, size))
+    pruned_at_random(module, 0.1, seed=size)
+    engine = Engine(trace(module, (2, size, size)), backend="native", target=target)
+    assert "[" in engine.describe() or target == "portable"
+    x = np.random.default_rng(size).normal(size=(17, 2, size, size)).astype(np.float32)
+    expected = outputs_of(module, x)
+    assert_close(engine.run(x), expected)
+    assert_close(engine.run(x[:1]), expected[:1])
+
+
 def test_without_the_extension_numpy_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     module = network("6-cnn of odd size", 0.1)
     graph = trace(module, (1, 27, 27))

@@ -278,8 +278,8 @@ def _constant_by_channel(node: Node, x: Doubles) -> Doubles:
             scale, shift = scale_and_shift(node)
             return np.where(scale == 0, 0, x) * scale + shift
         case "instancenorm":
-            shift = node.tensors.get("bias", np.zeros(len(x), np.float32))
-            return np.where(np.isnan(x) & (node.tensors.get("weight", 1) != 0), np.nan, shift)
+            middle = node.tensors.get("bias", np.zeros(len(x), np.float32)).astype(np.float64)
+            return np.where(np.isnan(x) & (node.tensors.get("weight", 1) != 0), np.nan, middle)
         case "avgpool" if any(numbers["padding"]):
             return np.where(x == 0, x, np.nan)
         case "bias_map":
