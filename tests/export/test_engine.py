@@ -19,6 +19,7 @@ from fedsparsify import sparse
 from fedsparsify.errors import ArgumentError
 from fedsparsify.export import reference
 from fedsparsify.export.engine import Engine
+from fedsparsify.export.fallback import NumpyNetwork, convolution
 from fedsparsify.export.graph import Graph, Node
 from fedsparsify.export.passes import simplify
 from fedsparsify.export.trace import trace
@@ -151,6 +152,21 @@ def test_each_native_layer_is_its_numpy_twin(name: str, target: str) -> None:
     expected = reference.run(graph, x)
     for count in (1, 2, 8, 16, 19):
         assert_close(engine.run(x[:count]), expected[:count])
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("conv")])
+def test_the_fallback_s_convolution_is_the_reference_s(name: str) -> None:
+    graph = LAYERS[name]
+    x = np.random.default_rng(0).normal(size=(3, *graph.input_shape)).astype(np.float32)
+    assert_close(convolution(graph.nodes[0], x), reference.run(graph, x))
+
+
+def test_the_fallback_computes_as_many_examples_at_once_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = LAYERS["conv"]
+    x = np.random.default_rng(0).normal(size=(7, *graph.input_shape)).astype(np.float32)
+    monkeypatch.setattr("fedsparsify.export.fallback._AT_ONCE", 2 * 5 * 16 * 16)
+    assert_close(NumpyNetwork(graph).run(x), reference.run(graph, x))
+    assert NumpyNetwork(graph).run(x[:0]).shape == (0, 5, 16, 16)
 
 
 class Mixed(nn.Module):
