@@ -51,14 +51,10 @@ def pruned_at_random(module: nn.Module, density: float, seed: int = 0) -> nn.Mod
     return module.eval()
 
 
-def outputs_of(
-    module: nn.Module, x: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def outputs_of(module: nn.Module, x: NDArray[Any]) -> NDArray[np.float64]:
     """Return a network's outputs in float64, to compare with."""
+    given = torch.from_numpy(x)
     with torch.no_grad():
-        given = torch.from_numpy(x)
-        y: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = (
-            module.double()(given if x.dtype == np.int64 else given.double()).numpy().copy()
-        )
-        module.float()
+        y: NDArray[np.float64] = module.double()(given if x.dtype == np.int64 else given.double()).numpy().copy()
+    module.float()
     return y

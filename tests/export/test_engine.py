@@ -19,6 +19,7 @@ from fedsparsify import sparse
 from fedsparsify.errors import ArgumentError
 from fedsparsify.export import reference
 from fedsparsify.export.engine import Engine
+from fedsparsify.export.fallback import NumpyNetwork, convolution
 from fedsparsify.export.graph import Graph, Node
 from fedsparsify.export.passes import simplify
 from fedsparsify.export.trace import trace
@@ -153,6 +154,21 @@ def test_each_native_layer_is_its_numpy_twin(name: str, target: str) -> None:
         assert_close(engine.run(x[:count]), expected[:count])
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("conv")])
+def test_the_fallback_s_convolution_is_the_reference_s(name: str) -> None:
+    graph = LAYERS[name]
+    x = np.random.default_rng(0).normal(size=(3, *graph.input_shape)).astype(np.float32)
+    assert_close(convolution(graph.nodes[0], x), reference.run(graph, x))
+
+
+def test_the_fallback_computes_as_many_examples_at_once_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = LAYERS["conv"]
+    x = np.random.default_rng(0).normal(size=(7, *graph.input_shape)).astype(np.float32)
+    monkeypatch.setattr("fedsparsify.export.fallback._AT_ONCE", 2 * 5 * 16 * 16)
+    assert_close(NumpyNetwork(graph).run(x), reference.run(graph, x))
+    assert NumpyNetwork(graph).run(x[:0]).shape == (0, 5, 16, 16)
+
+
 class Mixed(nn.Module):
     """Branches, sums, a map of biases, and parts of the picture that change their cut."""
 
@@ -177,6 +193,25 @@ def test_branches_and_sums_at_any_size(size: int, target: str) -> None:
     module = pruned_at_random(Mixed(size), 0.4, seed=size)
     engine = Engine(trace(module, (2, size, size)), backend="native", target=target)
     x = np.random.default_rng(size).normal(size=(9, 2, size, size)).astype(np.float32)
+    expected = outputs_of(module, x)
+    assert_close(engine.run(x), expected)
+    assert_close(engine.run(x[:1]), expected[:1])
+
+
+@needs_native
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [40, 37])
+def test_large_values_are_made_and_used_up_a_few_rows_at_a_time(size: int, target: str) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(2, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 36, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(36, 80, 3, padding=1), nn.ReLU(), nn.Conv2d(80, 90, 3, stride=2, padding=(2, 1)), nn.ReLU(),
+        nn.Conv2d(90, 100, 1), nn.ReLU(), nn.Conv2d(100, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+    module(torch.zeros(1, 2, size, size))
+    pruned_at_random(module, 0.1, seed=size)
+    engine = Engine(trace(module, (2, size, size)), backend="native", target=target)
+    assert "[" in engine.describe() or target == "portable"
+    x = np.random.default_rng(size).normal(size=(17, 2, size, size)).astype(np.float32)
     expected = outputs_of(module, x)
     assert_close(engine.run(x), expected)
     assert_close(engine.run(x[:1]), expected[:1])

@@ -15,7 +15,7 @@ from fedsparsify.export.passes import fold_batchnorm, remove_dead, simplify
 from fedsparsify.export.trace import trace
 from tests.export.networks import NETWORKS, network, pruned_at_random
 
-CONV = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+CONV: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 
 
 def inputs(graph: Graph, count: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -109,10 +109,11 @@ def test_a_network_that_is_all_dead_still_returns_its_constants() -> None:
 
 
 def test_outputs_and_inputs_keep_their_shape() -> None:
-    module = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 6))
+    first, last = nn.Linear(5, 4), nn.Linear(4, 6)
+    module = nn.Sequential(first, nn.ReLU(), last)
     with torch.no_grad():
-        nn.init.zeros_(module[2].weight[1:])
-        nn.init.zeros_(module[0].weight[:, :3])
+        last.weight[1:] = 0
+        first.weight[:, :3] = 0
     graph = trace(module, [5])
     assert reference.run(simplify(graph), inputs(graph, 7)).shape == (7, 6)
 
@@ -149,15 +150,13 @@ def test_batch_norm_that_two_layers_read_stays() -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_maps_of_biases_are_right_in_other_dimensions_with_stride_and_dilation(dimensions: int) -> None:
-    conv = {1: nn.Conv1d, 3: nn.Conv3d}[dimensions]
-    module = nn.Sequential(
-        conv(2, 6, 3, padding=1), nn.ReLU(), conv(6, 3, 3, stride=2, padding=2, dilation=2), nn.ReLU(), conv(3, 2, 1)
-    )
-    pruned_at_random(module, 0.6)
+    conv: Any = {1: nn.Conv1d, 3: nn.Conv3d}[dimensions]
+    first, last = conv(2, 6, 3, padding=1), conv(6, 3, 3, stride=2, padding=2, dilation=2)
+    module = pruned_at_random(nn.Sequential(first, nn.ReLU(), last, nn.ReLU(), conv(3, 2, 1)), 0.6)
     with torch.no_grad():
-        module[0].weight[0] = 0
-        module[0].bias[0] = 1
-        module[2].weight[:] = 0.1
+        first.weight[0] = 0
+        first.bias[0] = 1
+        last.weight[:] = 0.1
     graph = trace(module, [2, *(9, 7, 8)[:dimensions]])
     simple = simplify(graph)
     assert "bias_map" in ops(simple)

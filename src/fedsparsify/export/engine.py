@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from ..sparse.native import available, require_native
 from ..state import Floats
-from . import reference
+from .fallback import NumpyNetwork
 from .graph import Graph
 from .lowering import lower
 from .operations import check_graph
@@ -46,24 +46,28 @@ class Engine:
         self._output = check_graph(graph)[-1]
         self._shape = graph.input_shape
         self._dtype = np.dtype(graph.input_dtype)
-        self._graph = simplify(graph)
+        simple = simplify(graph)
         self.backend: Literal["native", "numpy"] = "numpy"
         self.why = "numpy was asked for"
+        self._network: Any = None
         if backend == "numpy":
+            self._network = NumpyNetwork(simple)
             return
-        lowered = lower(self._graph)
+        lowered = lower(simple)
         if isinstance(lowered, str):
             self.why = lowered
         elif not available():
             self.why = "the native kernels are not built"
         else:
             try:
-                self._network: Any = require_native().InferNetwork(lowered.layers, lowered.input, target)
+                self._network = require_native().InferNetwork(lowered.layers, lowered.input, target)
                 self.backend, self.why = "native", ""
             except ValueError as error:
                 self.why = str(error)
         if self.backend != backend == "native":
             raise ArgumentError(f"the native engine cannot run this graph: {self.why}; use backend='auto'")
+        if self.backend == "numpy":
+            self._network = NumpyNetwork(simple)
 
     def run(self, x: NDArray[Any]) -> Floats:
         """Return the network's outputs float32[B, ...] for inputs [B, *input_shape]; B may be 0.
@@ -73,10 +77,8 @@ class Engine:
         """
         if x.dtype is not self._dtype or x.shape[1:] != self._shape or not x.flags.c_contiguous:
             x = self._converted(x)
-        if self.backend == "native":
-            y: Floats = self._network.run(x)
-            return y if y.shape[1:] == self._output else y.reshape(len(x), *self._output)
-        return self._run_numpy(x)
+        y: Floats = self._network.run(x)
+        return y if y.shape[1:] == self._output else y.reshape(len(x), *self._output)
 
     def describe(self) -> str:
         """Return what was chosen for each layer, for people."""
@@ -96,10 +98,3 @@ class Engine:
         if x.dtype.kind not in ("fiu" if self._dtype.kind == "f" else "iu"):
             raise ArgumentError(f"an input of type {x.dtype} does not fit: the network takes {wanted}")
         return np.ascontiguousarray(x, self._dtype)
-
-    def _run_numpy(self, x: NDArray[Any]) -> Floats:
-        parts = [reference.run(self._graph, x[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE)]
-        return np.concatenate(parts) if parts else np.zeros((0, *self._output), np.float32)
-
-
-_AT_ONCE = 16

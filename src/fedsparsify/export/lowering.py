@@ -90,10 +90,10 @@ class _Lowering:
         if node.op.startswith("conv") and (after := self.only_reader(value, "bias_map")):
             layer["map"] = self.graph.nodes[after - 1].tensors["bias"]
             self.place[value], self.flat[value], value = -1, False, after
-        if layer["kind"] in ("conv", "linear", "combine") and not layer.get("rectify"):
-            if after := self.only_reader(value, "relu"):
-                layer["rectify"] = 1
-                self.place[value], self.flat[value], value = -1, False, after
+        rectifies = layer["kind"] in ("conv", "linear", "combine") and not layer.get("rectify")
+        if rectifies and (after := self.only_reader(value, "relu")):
+            layer["rectify"] = 1
+            self.place[value], self.flat[value], value = -1, False, after
         self.layers.append(layer)
         self.place[value] = len(self.layers)
         self.flat[value] = node.op in ("linear", "mean", "flatten") or (

@@ -111,7 +111,7 @@ def remove_dead(graph: Graph) -> Graph:
             kept.append(np.repeat(have, math.prod(shapes[source][1:])))
         elif node.op in _BY_CHANNEL:
             kept.append(have)
-            node = _with_tensors(node, {name: tensor[have] for name, tensor in node.tensors.items()})
+            node = _with_tensors(node, {name: _taken(tensor, have) for name, tensor in node.tensors.items()})
             before = nodes[place[source] - 1] if place[source] else node
             if node.op == before.op == "bias_map" and readers[source] == [index]:  # two maps are one
                 both = before.tensors["bias"] + node.tensors["bias"]
@@ -123,9 +123,9 @@ def remove_dead(graph: Graph) -> Graph:
                 wanted = np.arange(len(wanted)) == 0
             kept.append(wanted)
             folded = np.where(have | np.isnan(constants[source]), 0, constants[source])
-            rows = _with_tensors(node, {name: tensor[wanted] for name, tensor in node.tensors.items()})
+            rows = _with_tensors(node, {name: _taken(tensor, wanted) for name, tensor in node.tensors.items()})
             node, *added = _with_constants(rows, rows.tensors["weight"], folded, shapes[source])
-            node = _with_tensors(node, {**node.tensors, "weight": node.tensors["weight"][:, have]})
+            node = _with_tensors(node, {**node.tensors, "weight": _taken(node.tensors["weight"], have, axis=1)})
         else:
             kept.append(np.ones(_channels(shape), np.bool_))
         nodes.append(replace(node, inputs=tuple(place[i] for i in node.inputs)))
@@ -158,6 +158,11 @@ def _readers(graph: Graph) -> list[list[int]]:
 
 def _channels(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
+
+
+def _taken(tensor: NDArray[np.float32], which: Bools, axis: int = 0) -> NDArray[np.float32]:
+    """Return a part of a tensor, without a copy where that is all of it."""
+    return tensor if which.all() else np.compress(which, tensor, axis)
 
 
 def _mixes(node: Node, output: tuple[int, ...]) -> bool:
@@ -254,13 +259,16 @@ def _constants(graph: Graph, shapes: tuple[tuple[int, ...], ...]) -> list[Double
 
 
 def _constant_sums(node: Node, x: Doubles) -> Doubles:
-    weight = node.tensors["weight"].astype(np.float64)
-    weight = weight.reshape(*weight.shape[:2], -1)
+    weight = node.tensors["weight"]
     padding: Any = node.attributes.get("padding", ())
     # Beside zeros around it, a constant that is not zero is none.
     depends = np.isnan(x) | ((x != 0) & any(padding))
-    value = weight.sum(2) @ np.where(depends, 0, x) + node.tensors.get("bias", np.float32(0))
-    return np.asarray(np.where((weight != 0).any(2)[:, depends].any(1), np.nan, value), np.float64)
+    kernel = tuple(range(2, weight.ndim))
+    fixed = ~(weight != 0).any(kernel)[:, depends].any(1)
+    found = np.full(len(weight), np.nan)
+    rows = weight[fixed].sum(kernel, dtype=np.float64)
+    found[fixed] = rows @ np.where(depends, 0, x) + node.tensors.get("bias", np.zeros(len(weight), np.float32))[fixed]
+    return found
 
 
 def _constant_by_channel(node: Node, x: Doubles) -> Doubles:
@@ -278,8 +286,8 @@ def _constant_by_channel(node: Node, x: Doubles) -> Doubles:
             scale, shift = scale_and_shift(node)
             return np.where(scale == 0, 0, x) * scale + shift
         case "instancenorm":
-            shift = node.tensors.get("bias", np.zeros(len(x), np.float32))
-            return np.where(np.isnan(x) & (node.tensors.get("weight", 1) != 0), np.nan, shift)
+            middle = node.tensors.get("bias", np.zeros(len(x), np.float32)).astype(np.float64)
+            return np.where(np.isnan(x) & (node.tensors.get("weight", 1) != 0), np.nan, middle)
         case "avgpool" if any(numbers["padding"]):
             return np.where(x == 0, x, np.nan)
         case "bias_map":
@@ -302,7 +310,7 @@ def _needed(graph: Graph, shapes: tuple[tuple[int, ...], ...], constants: list[D
         elif node.op in _BY_CHANNEL:
             needed[source] |= wanted
         elif _mixes(node, shape):
-            weight = node.tensors["weight"][wanted & np.isnan(constant)]
+            weight = _taken(node.tensors["weight"], wanted & np.isnan(constant))
             read = (weight != 0).any((0, *range(2, weight.ndim)))
             needed[source] |= read & np.isnan(constants[source])
         else:

@@ -10,10 +10,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from .graph import Graph
+from .graph import Graph, Node
 from .operations import check_graph
 
-__all__ = ["run"]
+__all__ = ["apply", "run"]
 
 Values = NDArray[np.float32]
 Tensors = Mapping[str, Values]
@@ -30,9 +30,13 @@ def run(graph: Graph, x: NDArray[Any]) -> Values:
         raise ArgumentError(f"an input of shape {x.shape} does not fit [B, {', '.join(map(str, graph.input_shape))}]")
     values: list[NDArray[Any]] = [x.astype(graph.input_dtype, copy=False)]
     for node in graph.nodes:
-        value = _COMPUTE[node.op](node.attributes, node.tensors, *(values[i] for i in node.inputs))
-        values.append(np.ascontiguousarray(value, np.float32))
+        values.append(apply(node, *(values[i] for i in node.inputs)))
     return values[-1]
+
+
+def apply(node: Node, *inputs: NDArray[Any]) -> Values:
+    """Return what one operation of a checked graph makes of its inputs."""
+    return np.ascontiguousarray(_COMPUTE[node.op](node.attributes, node.tensors, *inputs), np.float32)
 
 
 Attributes = Mapping[str, Any]

@@ -118,7 +118,7 @@ private:
         float* const to = pixels(s.out) + y0 * out.row;
         const int each = s.pool ? 2 : 1;
         y0 *= each, y1 *= each;
-        kernels_.tile_conv({s.view(), pixels(s.in) + y0 * l.stride_h * in.row, l.stride_h * in.row,
+        kernels_.tile_conv({s.twos.data(), s.runs.data(), static_cast<int>(s.runs.size()), pixels(s.in) + y0 * l.stride_h * in.row, l.stride_h * in.row,
                             static_cast<ptrdiff_t>(l.stride_w) * kernels_.width, to,
                             out.channel, out.row, l.bias.empty() ? nullptr : l.bias.data(),
                             s.map.empty() ? nullptr : s.map.data() + y0 * s.map_row, s.map_channel, s.map_row, s.map_px,
@@ -268,12 +268,18 @@ InferNetwork::InferNetwork(std::vector<InferLayer> layers, const Shape& input, b
     : layers_(std::move(layers)), input_(input), flat_(flat), kernels_(kernels) {
     if (input.channels < 1 || input.height < 1 || input.width < 1) throw std::invalid_argument("the input is empty");
     shapes_ = infer_shapes(layers_, input_, flat_, flats_);
+    for (InferLayer& l : layers_)
+        l.kept = static_cast<int64_t>(l.weight.size()) - std::count(l.weight.begin(), l.weight.end(), 0.0f);
     outputs_ = shapes_.back().channels;
     const InferCompiler compiler(layers_, shapes_, flats_, kernels_.width);
     single_ = compiler.compile(true, 1);
     const bool planes = std::find(flats_.begin(), flats_.end(), false) != flats_.end();
     for (int vectors = 1; vectors <= (planes ? 1 : most_vectors); vectors *= 2)
         batch_.push_back(compiler.compile(false, vectors));
+    for (InferLayer& l : layers_)
+        if (std::none_of(single_.steps.begin(), single_.steps.end(),
+                         [&](const InferStep& s) { return s.layer == &l && s.dense; }))
+            l.weight = {};
     // A block of images costs as much with one image as with all. Parts of an image cost a little more than images do,
     // for their borders; single features cost about half a vector of them.
     const double worth = planes ? 0.75 * kernels_.width * single_.share : 3;
@@ -325,11 +331,8 @@ void InferNetwork::run(const float* x, int64_t count, float* out) const {
 
 int64_t InferNetwork::multiply_adds() const {
     int64_t total = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-        const InferLayer& l = layers_[i];
-        const auto kept = static_cast<int64_t>(l.weight.size()) - std::count(l.weight.begin(), l.weight.end(), 0.0f);
-        total += kept * shapes_[i + 1].height * shapes_[i + 1].width;
-    }
+    for (std::size_t i = 0; i < layers_.size(); ++i)
+        total += layers_[i].kept * shapes_[i + 1].height * shapes_[i + 1].width;
     return total;
 }
 

@@ -15,6 +15,7 @@ struct InferLayer {
     std::string kind;  // conv, linear, maxpool, avgpool, combine, subsample, pad_channels, mean, flatten
     std::vector<int> inputs;
     std::vector<float> weight, bias, map, scale, shift;  // empty where absent
+    int64_t kept = 0;  // of the weights; those of a layer that is not computed densely are let go of
     int outputs = 0;
     int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, before = 0;
     bool rectify = false;
@@ -42,11 +43,10 @@ struct Slot {
 struct InferStep {
     const InferLayer* layer = nullptr;  // null: change of grid
     int in = 0, more = -1, out = 0;     // slots
-    std::vector<Tap> taps;
+    std::vector<Tap> taps;      // of a linear layer
+    std::vector<TapRow> rows;
+    std::vector<TwoTaps> twos;  // of a convolution
     std::vector<TapRun> runs;
-    int rows = 0;  // number of runs; one more stands behind them
-    std::vector<int32_t> ahead;
-    int lines = 0;
     std::vector<float> map;  // in the plan's layout
     ptrdiff_t map_channel = 0, map_row = 0, map_px = 0;
     int tile_rows = 1, tile_pixels = 1;
@@ -55,7 +55,7 @@ struct InferStep {
     bool pool = false;  // a convolution that returns the largest of each 2 x 2 of its outputs
     bool exchange = false;  // borders of the input come from other lanes
 
-    Taps view() const { return {taps.data(), runs.data(), rows, ahead.data(), lines}; }
+    Taps view() const { return {taps.data(), rows.data(), static_cast<int>(rows.size())}; }
 };
 
 struct InferPlan {

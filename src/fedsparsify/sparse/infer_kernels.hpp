@@ -14,20 +14,28 @@ struct Tap {
     std::int32_t offset;
 };
 
-// Taps of one output row within one block of inputs; those before `pairs` come in twos, the second one pixel after the
-// first, so that what is read for both is loaded once.
-struct TapRun {
-    std::int32_t row, begin, pairs, end;
-    std::int32_t ahead;  // number of runs of pixels that are fetched meanwhile, for the next block of inputs
-    bool first, last;    // starts from the bias; applies what follows the sum
+// Taps [begin, end) of one output row.
+struct TapRow {
+    std::int32_t row, begin, end;
 };
 
 struct Taps {
     const Tap* taps;
-    const TapRun* runs;
-    int count;  // of runs
-    const std::int32_t* ahead;  // where those pixels start, for all runs one after the other
-    int lines;                  // how many lines of the cache they take
+    const TapRow* rows;
+    int count;  // of rows
+};
+
+// Two taps, so that both weights and both offsets are one load each: loads are what a sparse convolution is bound by.
+struct alignas(16) TwoTaps {
+    float weight[2];
+    std::int32_t offset[2];
+};
+
+// Twos of one output row within one block of inputs. In those before `pairs` the second tap reads one pixel after the
+// first, so that what both read is loaded once. An odd tap at the end has a second one of weight 0.
+struct TapRun {
+    std::int32_t row, begin, pairs, end;
+    bool first, last;  // starts from the bias; applies what follows the sum
 };
 
 constexpr int tile_rows = 4;     // a tile has at most these rows
@@ -36,7 +44,9 @@ constexpr int tile_pixels = 12;  // and these pixels: their sums, two weights an
 // out[row, y, x] = epilogue(bias + sum of taps), for rows [0, height) and pixels [0, width); with `pool` the largest of
 // each 2 x 2 of them, where height, width, rows and pixels are even.
 struct TileConv {
-    Taps taps;
+    const TwoTaps* taps;
+    const TapRun* runs;
+    int count;  // of runs
     const float* source;
     std::ptrdiff_t source_row, source_px;  // between what neighbouring output pixels read
     float* out;

@@ -16,7 +16,7 @@ public:
 
 private:
     // Pixels of a tile that stay in the first-level cache beside weights and sums.
-    static constexpr int cache_bytes = 22528;
+    static constexpr int cache_bytes = 28672;
 
     Grid grid_of(const InferLayer&, const Shape& in, const Shape& out) const;
     int add_plane(InferPlan&, const Shape& whole, const Grid&) const;
@@ -26,7 +26,10 @@ private:
     void group(InferPlan&) const;
     void lay_out(InferPlan&) const;
     void compile_conv(const InferPlan&, InferStep&) const;
-    void fetch_ahead(const Slot& in, InferStep&, int high, int wide, int each, const std::vector<int>& in_block) const;
+    void choose_tile(const Slot& out, InferStep&) const;
+    void find_taps(const Slot& in, InferStep&) const;
+    void check_taps(const Slot& in, const Slot& out, const InferStep&) const;
+    void spread_map(const InferPlan&, const Slot& out, InferStep&) const;
     void compile_linear(const InferPlan&, InferStep&) const;
     void find_used(InferPlan&) const;
 
