@@ -74,7 +74,8 @@ def convolution(node: Node, x: Floats) -> Floats:
     y = np.zeros((len(x), out, math.prod(extent)), np.float32)
     for g, place in itertools.product(range(groups), itertools.product(*map(range, kernel))):
         rows = slice(g * (out // groups), (g + 1) * (out // groups))
-        part = weight[rows][(slice(None), slice(None), *place)]
+        index: Any = (rows, slice(None), *place)
+        part = weight[index]
         read = np.flatnonzero(part.any(0))
         if read.size:
             starts = [at * d for at, (_, _, d) in zip(place, steps, strict=True)]
