@@ -62,8 +62,8 @@ class Engine:
             try:
                 self._network = require_native().InferNetwork(lowered.layers, lowered.input, target)
                 self.backend, self.why = "native", ""
-            except ValueError as error:
-                self.why = str(error)
+            except (ValueError, RuntimeError, LookupError, MemoryError, OverflowError) as error:
+                self.why = f"the native engine refuses it ({error})"
         if self.backend != backend == "native":
             raise ArgumentError(f"the native engine cannot run this graph: {self.why}; use backend='auto'")
         if self.backend == "numpy":

@@ -31,6 +31,10 @@ class Lowered:
     input: tuple[int, ...]
 
 
+_MOST_IN_LANES = 1 << 25
+"""Most numbers of all values of one example: sixteen examples' take 2 GiB."""
+
+
 class _Uncovered(Exception):
     """The native engine does not do it."""
 
@@ -63,6 +67,8 @@ class _Lowering:
         shape = self.graph.input_shape
         if self.graph.input_dtype != "float32":
             raise _Uncovered("its input is words")
+        if sum(map(math.prod, self.shapes)) > _MOST_IN_LANES:
+            raise _Uncovered("its values would take too much memory for several examples at once")
         if all(self.graph.nodes[i].op == "flatten" for i in self.readers[0]):
             shape = (math.prod(shape),)
         if len(shape) not in (1, 3):
@@ -148,10 +154,17 @@ class _Lowering:
         return False
 
 
+def _refuse_larger(weight: NDArray[np.float32], size: int, why: str) -> None:
+    """Refuse to make much more of a weight than there is: files from strangers must not take what they do not hold."""
+    if size > 16 * weight.size + (1 << 20):
+        raise _Uncovered(f"a convolution's {why} would make {size} numbers of {weight.size}")
+
+
 def _ungrouped(weight: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
     """Return the weight of a convolution in groups as one over all channels, zero outside the groups."""
     if groups == 1:
         return weight
+    _refuse_larger(weight, weight.size * groups, "groups")
     out, each = weight.shape[:2]
     whole = np.zeros((out, each * groups, *weight.shape[2:]), np.float32)
     for g in range(groups):
@@ -165,6 +178,7 @@ def _spread(weight: NDArray[np.float32], dilation: tuple[int, ...]) -> NDArray[n
     if all(d == 1 for d in dilation):
         return weight
     kernel = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    _refuse_larger(weight, math.prod(weight.shape[:2]) * math.prod(kernel), "dilation")
     whole = np.zeros((*weight.shape[:2], *kernel), np.float32)
     whole[(slice(None), slice(None), *(slice(None, None, d) for d in dilation))] = weight
     return whole

@@ -12,13 +12,25 @@ from dataclasses import dataclass
 from ..errors import ArgumentError
 from .graph import Graph, Node
 
-__all__ = ["MOST_ELEMENTS", "MOST_NODES", "OPERATIONS", "Rule", "check_graph", "output_extent", "shapes_of"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "MOST_NODES",
+    "MOST_WINDOW",
+    "OPERATIONS",
+    "Rule",
+    "check_graph",
+    "output_extent",
+    "shapes_of",
+]
 
 MOST_NODES = 4096
 """Most operations of a graph."""
 
 MOST_ELEMENTS = 1 << 27
-"""Most numbers of one value for one example, and of one tensor: 512 MiB in float32."""
+"""Most numbers of all values together for one example, and of one tensor: 512 MiB in float32."""
+
+MOST_WINDOW = 1 << 20
+"""Largest whole number among attributes: of a kernel, stride, padding, dilation, of groups and of added channels."""
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -77,7 +89,7 @@ def shapes_of(
     _check_size(input_shape, "the input")
     if not 1 <= len(nodes) <= MOST_NODES:
         raise ArgumentError(f"{len(nodes)} nodes are not from 1 to {MOST_NODES}")
-    shapes = [input_shape]
+    shapes, total = [input_shape], math.prod(input_shape)
     for index, (node, own) in enumerate(zip(nodes, tensors, strict=True)):
         where = f"node {index} ({node.op[:32]}{f' {node.name[:64]}' if node.name else ''})"
         rule = OPERATIONS.get(node.op)
@@ -106,6 +118,9 @@ def shapes_of(
             raise ArgumentError(f"{where}: {error}") from None
         _check_size(shape, f"{where}: its value")
         shapes.append(shape)
+        total += math.prod(shape)
+        if total > MOST_ELEMENTS:
+            raise ArgumentError(f"{where}: all values up to it are more than {MOST_ELEMENTS} numbers")
     return tuple(shapes)
 
 
@@ -135,7 +150,9 @@ def _check_attributes(node: Node, rule: Rule) -> None:
                 raise ArgumentError(f"{name} = {value!r} must be a finite number")
             continue
         numbers = value if isinstance(value, tuple) else (value,)
-        least, most = {"positive": (1, 1 << 31), "natural": (0, 1 << 31), "flag": (0, 1)}[kind.removesuffix("s")]
+        least, most = {"positive": (1, MOST_WINDOW), "natural": (0, MOST_WINDOW), "flag": (0, 1)}[
+            kind.removesuffix("s")
+        ]
         many = kind.endswith("s")
         if many != isinstance(value, tuple) or not all(type(v) is int and least <= v <= most for v in numbers):
             raise ArgumentError(
@@ -177,7 +194,7 @@ def _conv(dimensions: int) -> Callable[[Node, tuple[Shape, ...], Shapes], Shape]
             f"weight {weight} in {groups} groups does not take {x[0]} channels",
         )
         _per_channel(weight[0], tensors, ("bias",))
-        return (weight[0], *_window(node, x[1:], weight[2:], _sizes(node, "dilation")))
+        return (weight[0], *_window(node, x, weight[2:], _sizes(node, "dilation")))
 
     return shape
 
@@ -190,15 +207,17 @@ def _pool(node: Node, inputs: tuple[Shape, ...], tensors: Shapes) -> Shape:
         len(padding) == len(kernel) and all(2 * p <= k for p, k in zip(padding, kernel, strict=True)),
         f"padding {padding} is more than half of kernel {kernel}",
     )
-    return (x[0], *_window(node, x[1:], kernel, (1,) * len(kernel)))
+    return (x[0], *_window(node, x, kernel, (1,) * len(kernel)))
 
 
-def _window(node: Node, size: Shape, kernel: Shape, dilation: Shape) -> Shape:
+def _window(node: Node, x: Shape, kernel: Shape, dilation: Shape) -> Shape:
+    size = x[1:]
     stride, padding = _sizes(node, "stride"), _sizes(node, "padding")
     _need(
         len(stride) == len(padding) == len(dilation) == len(kernel),
         f"stride {stride}, padding {padding} and dilation {dilation} must have {len(kernel)} numbers each",
     )
+    _check_size((x[0], *(n + 2 * p for n, p in zip(size, padding, strict=True))), "what it reads, with its padding,")
     out = tuple(map(output_extent, size, kernel, stride, padding, dilation))
     _need(all(n >= 1 for n in out), f"a kernel of shape {kernel} does not fit positions {size}")
     return out

@@ -38,7 +38,15 @@ def simplify(graph: Graph) -> Graph:
     Raises:
         ArgumentError: the graph breaks a rule of its operations.
     """
+    if any(map(_is_vast, graph.nodes, check_graph(graph)[1:])):
+        return graph
     return remove_dead(fold_batchnorm(graph))
+
+
+def _is_vast(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether a convolution has so many positions and so large a kernel that looking at each pair is too much."""
+    kernel = node.tensors["weight"].shape[2:] if node.op.startswith("conv") else ()
+    return any(n * k > 1 << 22 for n, k in zip(shape[1:], kernel, strict=False))
 
 
 def fold_batchnorm(graph: Graph) -> Graph:
@@ -237,7 +245,7 @@ def _with_constants(node: Node, weight: NDArray[np.float32], x: Doubles, shape: 
 
 def _constants(graph: Graph, shapes: tuple[tuple[int, ...], ...]) -> list[Doubles]:
     """Return the number that each channel of each value always is, NaN where it depends on input or position."""
-    found = [np.full(_channels(shapes[0]), np.nan)]
+    found: list[Doubles] = [np.broadcast_to(np.nan, _channels(shapes[0]))]
     for node, shape in zip(graph.nodes, shapes[1:], strict=True):
         x = found[node.inputs[0]]
         if node.op == "flatten":
@@ -254,7 +262,7 @@ def _constants(graph: Graph, shapes: tuple[tuple[int, ...], ...]) -> list[Double
         elif node.op in _BY_CHANNEL:
             found.append(_constant_by_channel(node, x))
         else:
-            found.append(np.full(_channels(shape), np.nan))
+            found.append(np.broadcast_to(np.nan, _channels(shape)))
     return found
 
 

@@ -47,8 +47,11 @@ void InferCompiler::choose_tile(const Slot& out, InferStep& step) const {
 void InferCompiler::find_taps(const Slot& in, InferStep& step) const {
     const InferLayer& l = *step.layer;
     const int channels = in.shape.channels, area = l.kernel_h * l.kernel_w, taps = channels * area;
-    const int high = (step.tile_rows - 1) * l.stride_h + l.kernel_h, wide = (step.tile_pixels - 1) * l.stride_w + l.kernel_w;
-    const int per = std::max(1, std::min(channels, cache_bytes / (high * wide * width_ * 4)));
+    // In 64 bits: a stride that no second position needs may be of any size.
+    const int64_t high = int64_t{step.tile_rows - 1} * l.stride_h + l.kernel_h;
+    const int64_t wide = int64_t{step.tile_pixels - 1} * l.stride_w + l.kernel_w;
+    const auto fit = static_cast<int>(std::min<int64_t>(channels, cache_bytes / (high * wide * width_ * 4)));
+    const int per = std::max(1, fit);
     const int blocks = (channels + per - 1) / per, each = (channels + blocks - 1) / blocks;
 
     const auto px = static_cast<int32_t>(l.stride_w * width_);
