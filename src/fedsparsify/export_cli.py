@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .errors import ArgumentError, DataError, RunError
 from .files import replace_file
@@ -188,7 +189,7 @@ def _print_rows(rows: list[list[str]], plain: bool) -> None:
     for head in rows[0]:
         table.add_column(head, justify="left" if head.startswith(("file", "label")) else "right", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*map(Text, row))
     new_console().print(table)
 
 

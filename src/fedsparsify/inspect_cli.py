@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .errors import ArgumentError, RunError, WireError
 from .files import replace_file
@@ -146,7 +147,7 @@ def _layers(artifact: Artifact) -> Table:
         shape = shapes[index + 1]
         by_unit = node.op.startswith("conv") or (node.op == "linear" and len(shape) == 1)
         units = f"{dead[index]} of {shape[0]}" if by_unit else ""
-        table.add_row(node.name or str(index), node.op, "x".join(map(str, shape)), *own, units)
+        table.add_row(Text(node.name or str(index)), node.op, "x".join(map(str, shape)), *own, units)
     return table
 
 

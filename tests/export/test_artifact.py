@@ -228,7 +228,10 @@ SOUND = encode_artifact(ARTIFACTS["picture"])
         (change_json("recipe", lambda r: r.update(lengths=1)), "its fields are"),
         (change_json("recipe", lambda r: r.update(length=1 << 40), "text"), "length"),
         (change_json("provenance", lambda p: p.update({str(i): i for i in range(99)})), "are more than 64"),
-        (change_json("provenance", lambda p: p.update(method="x" * 2000)), "2000 characters"),
+        (
+            change_json("provenance", lambda p: p.update(method="x" * 2000)),
+            "method is no text of at most 1024 printable",
+        ),
         (change_json("provenance", lambda p: p.update(method=[1])), "a number is none"),
         (change_json("provenance", lambda p: p.update({"x" * 65: 1})), "at most 64 characters"),
     ],

@@ -9,13 +9,15 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedsparsify.export import SparseModel
-from fedsparsify.export.artifact import Artifact, save_artifact
+from fedsparsify.export.artifact import Artifact, load_artifact, save_artifact
 from fedsparsify.export.graph import Graph, Node
 from fedsparsify.recipe import Recipe
 from tests.commands import CONFIG, Outcome, call, contents, write_config
@@ -137,6 +139,30 @@ def test_pictures_arrays_and_tables_give_the_same_answers(here: Path) -> None:
     assert labels[:KEPT] == labels[KEPT : 2 * KEPT] and labels[-2:] == [labels[0]] * 2
     expected = SparseModel.load("run/model.fsz").predict(np.load("digits.npy"))
     assert labels[:KEPT] == expected.labels
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (Image.fromarray(np.full((8, 8), 40_000, np.uint16)), "more than 8 bits a pixel"),
+        (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "is transparent in places"),
+    ],
+    ids=["16 bits", "transparent"],
+)
+def test_a_picture_that_would_be_changed_silently_is_refused(picture: Any, says: str, here: Path) -> None:
+    picture.save("odd.png")
+    outcome = call("predict", "run/model.fsz", "odd.png")
+    assert outcome.code == 2 and says in outcome.err
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(here: Path) -> None:
+    artifact = load_artifact("run/model.fsz")
+    nodes = (replace(artifact.graph.nodes[0], name="[/red]"), *artifact.graph.nodes[1:])
+    labels = tuple(f"\\[/red]{name}" for name in artifact.recipe.labels)
+    odd = replace(artifact, graph=replace(artifact.graph, nodes=nodes), recipe=replace(artifact.recipe, labels=labels))
+    save_artifact(odd, Path("odd.fsz"))
+    assert "[/red]" in good(call("inspect", "odd.fsz"))
+    assert "\\[/red]" in good(call("predict", "odd.fsz", "one.npy"))
 
 
 def test_json_holds_the_best_classes_in_order(here: Path) -> None:

@@ -34,6 +34,14 @@ def test_pictures_become_classes_with_probabilities() -> None:
     assert len(best) == 3 and [p for _, p in best] == sorted((p for _, p in best), reverse=True)
 
 
+def test_a_model_says_what_computes_it_and_refuses_fewer_than_one_class() -> None:
+    model = SparseModel(ARTIFACTS["picture"])
+    assert (model.backend == "native") == (model.why == "")
+    assert SparseModel(ARTIFACTS["text"]).backend == "numpy" and "words" in SparseModel(ARTIFACTS["text"]).why
+    with pytest.raises(ArgumentError, match="k = 0 must be at least 1"):
+        model.predict(PIXELS[:1]).top(0)
+
+
 def test_a_batch_is_its_examples_one_by_one() -> None:
     model = SparseModel(ARTIFACTS["picture"])
     whole = model.predict(PIXELS[:9]).scores

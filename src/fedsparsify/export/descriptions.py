@@ -139,9 +139,8 @@ def read_facts(found: Any) -> Facts:
     """
     facts: dict[str, str | int | float] = {}
     for name, value in _mapping(found, "provenance").items():
-        facts[name] = value if isinstance(value, str) else _number(value, f"provenance: {name}")
-        if isinstance(value, str) and len(value) > _MOST_TEXT:
-            raise WireError(f"provenance: {name} has {len(value)} characters, more than {_MOST_TEXT}")
+        read = _text if isinstance(value, str) else _number
+        facts[name] = read(value, f"provenance: {name}")
     if len(facts) > _MOST_FACTS:
         raise WireError(f"provenance: {len(facts)} facts are more than {_MOST_FACTS}")
     return facts
@@ -172,8 +171,8 @@ def _fields(found: Any, where: str, needed: set[str], optional: set[str] = froze
 
 
 def _mapping(found: Any, where: str) -> dict[str, Any]:
-    if not isinstance(found, dict) or any(len(name) > 64 for name in found):
-        raise WireError(f"{where}: it is no object with names of at most 64 characters")
+    if not isinstance(found, dict) or any(len(name) > 64 or not name.isprintable() for name in found):
+        raise WireError(f"{where}: it is no object with printable names of at most 64 characters")
     return found
 
 
@@ -184,8 +183,9 @@ def _list(found: Any, where: str) -> list[Any]:
 
 
 def _text(found: Any, where: str) -> Any:
-    if not isinstance(found, str) or len(found) > _MOST_TEXT:
-        raise WireError(f"{where} is no text of at most {_MOST_TEXT} characters")
+    # Texts are shown on terminals: no control characters, no halves of surrogate pairs.
+    if not isinstance(found, str) or len(found) > _MOST_TEXT or not found.isprintable():
+        raise WireError(f"{where} is no text of at most {_MOST_TEXT} printable characters")
     return found
 
 

@@ -67,6 +67,12 @@ def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
+                if picture.mode.startswith(("I", "F")):
+                    raise DataError(
+                        f"{path} has more than 8 bits a pixel: bring it to 8 first, for it would be clipped"
+                    )
+                if "A" in picture.mode and np.asarray(picture.getchannel("A")).min() < 255:
+                    raise DataError(f"{path} is transparent in places: put it on the background that it should have")
                 if picture.width * picture.height > _MOST_PIXELS:
                     raise DataError(f"{path} has {picture.width} x {picture.height} pixels: make it smaller")
                 if picture.size != (width, height):
@@ -97,7 +103,8 @@ def _array(path: Path, recipe: Recipe) -> NDArray[Any]:
         # Mapped, not read: a header that promises more than there is allocates nothing.
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path} cannot be read as a NPY file ({_reason(error)}): save it with numpy.save") from error
+        why = _reason(error) if isinstance(error, OSError) else "it is none, or is damaged"
+        raise DataError(f"{path} cannot be read as a NPY file ({why}): save it with numpy.save") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "buif":
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise DataError(f"{path} is an array of {kind}: it must hold real numbers")

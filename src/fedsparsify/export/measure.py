@@ -48,14 +48,17 @@ def measure(model: SparseModel, batch: int, seconds: float) -> tuple[list[Measur
     x: Any = np.random.default_rng(0).normal(size=(batch, *graph.input_shape)).astype(np.float32)
     if graph.input_dtype == "int64":
         x = np.random.default_rng(0).integers(0, len(graph.nodes[0].tensors["weight"]), x.shape)
-    calls: dict[str, Callable[[], object]] = {"sparse engine": lambda: model.forward(x)}
-    remark = ""
+    ours = "sparse engine" if model.backend == "native" else "our engine, in NumPy"
+    calls: dict[str, Callable[[], object]] = {ours: lambda: model.forward(x)}
+    remark = "" if model.backend == "native" else f"The sparse kernels do not run this network: {model.why}. "
     try:
         calls["ONNX Runtime, compact"] = _onnxruntime(graph, True, x)
         calls["ONNX Runtime, dense"] = _onnxruntime(graph, False, x)
         baseline = "ONNX Runtime, dense"
     except ImportError:
-        remark = "ONNX Runtime is not installed (pip install onnx onnxruntime): dense is NumPy here."
+        remark += (
+            "ONNX Runtime is not installed (pip install onnx onnxruntime): dense is NumPy here, with its own threads."
+        )
         calls["NumPy, dense"] = lambda: reference.run(graph, x)
         baseline = "NumPy, dense"
     taken: dict[str, list[float]] = {name: [] for name in calls}

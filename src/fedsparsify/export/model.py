@@ -58,6 +58,8 @@ class Prediction:
         """Return the k most probable classes of each example with their probabilities, the highest first."""
         if self.probabilities is None:
             raise ArgumentError("the model is a regression and has no classes: read its scores")
+        if k < 1:
+            raise ArgumentError(f"k = {k} must be at least 1")
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
         return [
             [(self.names[c], float(row[c])) for c in best] for best, row in zip(order, self.probabilities, strict=True)
@@ -81,6 +83,16 @@ class SparseModel:
         self.recipe = artifact.recipe
         self.provenance = artifact.provenance
         self._engine = Engine(artifact.graph)
+
+    @property
+    def backend(self) -> str:
+        """What computes: ``native``, the sparse kernels, or ``numpy``."""
+        return self._engine.backend
+
+    @property
+    def why(self) -> str:
+        """Why it is not ``native``; empty if it is."""
+        return self._engine.why
 
     @classmethod
     def load(cls, path: str | Path, most_parameters: int = MOST_PARAMETERS) -> SparseModel:
@@ -124,7 +136,7 @@ class SparseModel:
         Raises:
             ArgumentError: they are of another shape or type.
         """
-        return self._engine.run(x)
+        return self._engine.run(np.asarray(x))
 
 
 def _softmax(scores: Floats) -> Floats:
