@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import TamperedError
 from .keys import Key
 from .scheme import CHECKS
 
-__all__ = ["Checks"]
+__all__ = ["Checks", "tampered"]
 
 
 class Checks:
@@ -43,3 +44,11 @@ class Checks:
         given = self._given + what + struct.pack("<II", block, client)
         drawn = np.frombuffer(hashlib.shake_256(given).digest(8 * size), "<u8")
         return (drawn % np.uint64(self._t)).astype(np.int64)
+
+
+def tampered() -> TamperedError:
+    """Return the error of a sum whose check values do not fit, in the same words for every fault."""
+    return TamperedError(
+        "encrypted message: it is not the sum of what its clients have encrypted, but was altered, or is of another"
+        " context: stop, and make a new key"
+    )

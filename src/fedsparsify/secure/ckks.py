@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, MissingExtraError, TamperedError, WireError
-from .checks import Checks
+from ..errors import ArgumentError, MissingExtraError, WireError
+from .checks import Checks, tampered
 from .keys import Key
+from .messages import check_due, check_least, check_sender, participants_in
 from .scheme import CHECKS, CkksScheme
 
 __all__ = ["CkksAdder", "decrypt", "encrypt", "make_key", "upload_size"]
@@ -74,8 +75,7 @@ def decrypt(
     """Return the sum int64[count] and who is in it; arguments and errors as :func:`.sealing.decrypt`."""
     scheme, ready = _scheme_of(key), _context_of(key)
     who, vectors = _read(message, key.identifier, round, count, scheme, scheme.participants)
-    if len(who) < least:
-        raise WireError(f"encrypted message: a sum of {len(who)} says too much of each: at least {least} are due")
+    check_least(who, least)
     checks, t = Checks(key, context, round, count), scheme.plain_modulus
     values = np.zeros((len(vectors), scheme.values), np.int64)
     sound = True
@@ -92,10 +92,7 @@ def decrypt(
         sound &= np.array_equal(whole[scheme.values :].astype(np.int64) % t, due)
     flat = values.reshape(-1)
     if not sound or np.any(flat[count:]):
-        raise TamperedError(
-            "encrypted message: it is not the sum of what its clients have encrypted, but was altered, or is of another"
-            " context: stop, and make a new key"
-        )
+        raise tampered()
     return flat[:count], who
 
 
@@ -126,10 +123,7 @@ class CkksAdder:
             ArgumentError: the scheme cannot add so many.
         """
         who, parts = _read(data, self._key, self._round, self._count, self._scheme, 1)
-        if who != (client,):
-            raise WireError(f"the encrypted message says that client {who[0]} sent it")
-        if client in self._clients:
-            raise WireError("it has already given its values")
+        check_sender(client, who, self._clients)
         if len(self._clients) >= self._scheme.participants:
             raise ArgumentError(f"a sum can be of at most {self._scheme.participants} participants")
         vectors = [_vector(self._context, part) for part in parts]
@@ -167,18 +161,11 @@ def _read(
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise WireError("encrypted message: it was damaged on its way")
     _, its_key, its_round, its_count, people = _HEAD.unpack_from(data)
-    if key is not None and its_key != key:
-        raise WireError("encrypted message: it was encrypted with another key")
-    if its_round != round:
-        raise WireError(f"encrypted message: it is of round {its_round}, but this is round {round}")
-    if its_count != count:
-        raise WireError(f"encrypted message: it has {its_count} values where {count} are due")
+    check_due((its_key, its_round, its_count), (key, round, count))
     at, end = _HEAD.size + 4 * people, len(data) - 4
     if not 1 <= people <= most or at > end:
         raise WireError(f"encrypted message: it cannot be of {people} participants")
-    who = tuple(int(k) for k in np.frombuffer(data, "<u4", people, _HEAD.size))
-    if list(who) != sorted(set(who)):
-        raise WireError("encrypted message: its participants are not in ascending order")
+    who = participants_in(data[_HEAD.size : at])
     vectors = []
     for _ in range(scheme.blocks(count)):
         size = _LENGTH.unpack_from(data, at)[0] if at + _LENGTH.size <= end else end

@@ -42,8 +42,12 @@ __all__ = [
     "Kind",
     "Sum",
     "add",
+    "check_due",
+    "check_least",
+    "check_sender",
     "forwards_seeds",
     "pack",
+    "participants_in",
     "read",
     "unpack",
     "upload_size",
@@ -163,10 +167,7 @@ class Adder:
             ArgumentError: the scheme cannot add so many.
         """
         upload = read(data, (Kind.UPLOAD,), self._scheme, self._key, self._round, self._count)
-        if upload.participants != (client,):
-            raise WireError(f"the encrypted message says that client {upload.participants[0]} sent it")
-        if client in self._seeds:
-            raise WireError("it has already given its values")
+        check_sender(client, upload.participants, self._seeds)
         self._scheme.check(len(self._seeds) + 1)
         self._key = upload.key
         self._seeds[client] = upload.seeds
@@ -190,6 +191,56 @@ class Adder:
             second += expand(scheme, self._seeds[k])
         second %= np.uint64(scheme.modulus)
         return write(Sum(Kind.WHOLE, *about, b"", second))
+
+
+def check_due(found: tuple[bytes, int, int], due: tuple[bytes | None, int, int]) -> None:
+    """Refuse a message of another key (where one is due), round or number of values than those due.
+
+    Raises:
+        WireError: as it says.
+    """
+    if due[0] is not None and found[0] != due[0]:
+        raise WireError("encrypted message: it was encrypted with another key")
+    if found[1] != due[1]:
+        raise WireError(f"encrypted message: it is of round {found[1]}, but this is round {due[1]}")
+    if found[2] != due[2]:
+        raise WireError(f"encrypted message: it has {found[2]} values where {due[2]} are due")
+
+
+def participants_in(data: bytes | memoryview) -> tuple[int, ...]:
+    """Return the participants that a message lists.
+
+    Raises:
+        WireError: they are not in ascending order.
+    """
+    who = tuple(int(k) for k in np.frombuffer(data, "<u4"))
+    if list(who) != sorted(set(who)):
+        raise WireError("encrypted message: its participants are not in ascending order")
+    return who
+
+
+def check_sender(client: int, participants: tuple[int, ...], taken: Collection[int]) -> None:
+    """Refuse an upload that is not the client's own, or its second.
+
+    Raises:
+        WireError: as it says.
+    """
+    if participants != (client,):
+        raise WireError(f"the encrypted message says that client {participants[0]} sent it")
+    if client in taken:
+        raise WireError("it has already given its values")
+
+
+def check_least(participants: Collection[int], least: int) -> None:
+    """Refuse a sum of so few that it says too much of each.
+
+    Raises:
+        WireError: as it says.
+    """
+    if len(participants) < least:
+        raise WireError(
+            f"encrypted message: a sum of {len(participants)} says too much of each: at least {least} are due"
+        )
 
 
 def forwards_seeds(scheme: Scheme, participants: int) -> bool:
@@ -252,12 +303,7 @@ def read(data: bytes, kinds: Collection[Kind], scheme: Scheme, key: bytes | None
         raise WireError(f"encrypted message: it is of kind {kind}, and not {due}")
     if (ring, modulus, plain) != (scheme.ring.bit_length() - 1, scheme.modulus_bits, scheme.plain_bits):
         raise WireError("encrypted message: it was encrypted with other parameters than those agreed on")
-    if key is not None and its_key != key:
-        raise WireError("encrypted message: it was encrypted with another key")
-    if its_round != round:
-        raise WireError(f"encrypted message: it is of round {its_round}, but this is round {round}")
-    if its_count != count:
-        raise WireError(f"encrypted message: it has {its_count} values where {count} are due")
+    check_due((its_key, its_round, its_count), (key, round, count))
     if not 1 <= people <= (1 if kind == Kind.UPLOAD else scheme.participants):
         raise WireError(f"encrypted message: it cannot be of {people} participants")
     blocks = scheme.blocks(count)
@@ -269,9 +315,7 @@ def read(data: bytes, kinds: Collection[Kind], scheme: Scheme, key: bytes | None
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise WireError("encrypted message: it was damaged on its way")
     here = memoryview(data)[_HEAD.size : -4]
-    who = tuple(int(k) for k in np.frombuffer(here[: 4 * people], "<u4"))
-    if list(who) != sorted(set(who)):
-        raise WireError("encrypted message: its participants are not in ascending order")
+    who = participants_in(here[: 4 * people])
     here = here[4 * people :]
     first, rest = _polynomials(here[:packed], scheme, used), here[packed:]
     if kind == Kind.WHOLE:

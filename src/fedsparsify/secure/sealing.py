@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, MissingExtraError, TamperedError, WireError
-from .checks import Checks
+from ..errors import ArgumentError, MissingExtraError, WireError
+from .checks import Checks, tampered
 from .keys import Key
-from .messages import SEED, SUMS, Kind, Sum, Words, read, unpack, write
+from .messages import SEED, SUMS, Kind, Sum, Words, check_least, read, unpack, write
 from .scheme import CHECKS, Scheme
 
 __all__ = ["decrypt", "encrypt", "expand", "make_key"]
@@ -119,10 +119,7 @@ def decrypt(
     """
     scheme, t = _scheme_of(key), key.scheme.plain_modulus
     total = read(message, SUMS, scheme, key.identifier, round, count)
-    if len(total.participants) < least:
-        raise WireError(
-            f"encrypted message: a sum of {len(total.participants)} says too much of each: at least {least} are due"
-        )
+    check_least(total.participants, least)
     checks = Checks(key, context, round, count)
     sound = True
     seal = _Seal.of(scheme)
@@ -149,10 +146,7 @@ def decrypt(
             # All of them, whatever is found: how long this takes must not say where a fault is.
             sound &= np.array_equal(found[-CHECKS:], checks.of(i, block, total.participants))
     if not sound:
-        raise TamperedError(
-            "encrypted message: it is not the sum of what its clients have encrypted, but was altered, or is of another"
-            " context: stop, and make a new key"
-        )
+        raise tampered()
     return np.where(values > t // 2, values - t, values), total.participants
 
 
