@@ -38,6 +38,8 @@ __all__ = [
     "given",
     "make_method",
     "prepare",
+    "scheme_of",
+    "upload_size",
 ]
 
 
@@ -86,6 +88,11 @@ class Experiment:
     method: Method
     train: TuneSettings
     clients: int
+
+    @property
+    def initial(self) -> ModelState:
+        """The model before training: all parameters survive."""
+        return _initial_of(self.module)
 
 
 def prepare(settings: Settings, place: str, *, progress: bool = True, deployed: bool = False) -> Experiment:
@@ -187,20 +194,23 @@ def check_values(settings: Settings, place: str) -> None:
         raise ConfigError(f"{place}: {error}") from error
 
 
+def _initial_of(module: nn.Module) -> ModelState:
+    w, buffers = ParameterLayout.of(module).read(module)
+    return ModelState(w, np.ones(w.shape, np.bool_), buffers)
+
+
 def _try_out(settings: Settings, test: Dataset) -> ParameterLayout:
     """Return a network's layout after it has judged two examples."""
     module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
-    layout = ParameterLayout.of(module)
-    w, buffers = layout.read(module)
     tuner = Tuner(module, TuneSettings(**settings.train.model_dump()), test)
     try:
-        tuner.evaluate(ModelState(w, np.ones(w.shape, np.bool_), buffers), test.part(0, 2))
+        tuner.evaluate(_initial_of(module), test.part(0, 2))
     except ArgumentError:
         raise
     except Exception as error:  # of torch, about shapes
         name = settings.model.name
         raise ConfigError(f'model.name = "{name}" fails on data.name = "{settings.data.name}": {error}') from error
-    return layout
+    return tuner.layout
 
 
 def given(

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 from torch import nn
 
 from .config import OWN, load_settings, settings_from
-from .errors import ArgumentError, CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError
 from .experiment import Experiment, given, prepare, scheme_of
 from .federation import Federation, Observer, RunDirectory, Simulator, Transport
 from .federation.checkpoint import Form, States
@@ -32,9 +31,9 @@ from .federation.encrypted import (
 )
 from .federation.pool import default_workers
 from .layout import ParameterLayout
-from .secure import CIPHERS, Key
+from .secure import CIPHERS
 from .sparse import Calibration, processor, targets
-from .state import ModelState, ServerState
+from .state import ServerState
 from .version import __version__
 from .wire import Kind, Message, encode
 
@@ -60,7 +59,7 @@ def start(
             remain; all rounds that were finished are kept.
     """
     with _simulator(experiment, alone=connect is not None) as simulator:
-        state = _initial(experiment, simulator.layout)
+        state = ServerState(0, experiment.initial)
         simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
         settings = experiment.settings
         if settings.encryption.key:  # a resumed run must find it from anywhere
@@ -177,13 +176,8 @@ def go_on(
         if experiment.settings.encrypts:
             return _drive_encrypted(experiment, simulator, run, state, observers, connect)
         recorded = state is not None  # else it was killed before the initial model was recorded
-        state = state or _initial(experiment, simulator.layout)
+        state = state or ServerState(0, experiment.initial)
         return _drive(experiment, simulator, run, state, observers, connect, recorded)
-
-
-def _initial(experiment: Experiment, layout: ParameterLayout) -> ServerState:
-    w, buffers = layout.read(experiment.module)
-    return ServerState(0, ModelState(w, np.ones(w.shape, np.bool_), buffers))
 
 
 def _drive(
@@ -274,7 +268,7 @@ def _drive_encrypted(
 
 def _clients(experiment: Experiment, simulator: Simulator, keyring: Keyring) -> Callable[[int], EncryptedClient]:
     """Return what makes a simulated client's side of the encryption."""
-    initial = _initial(experiment, simulator.layout).model
+    initial = experiment.initial
     shared = WeakValueDictionary[str, ServerState]()
 
     def client(k: int) -> EncryptedClient:
@@ -290,11 +284,9 @@ def _keyring(experiment: Experiment, path: Path | None = None) -> Keyring:
     settings = experiment.settings
     cipher, scheme = CIPHERS[settings.encryption.scheme], scheme_of(experiment)
     path = Path(settings.encryption.key) if settings.encryption.key else path
-    key = cipher.make_key(scheme) if path is None else Key.load(path)
-    try:
-        return Keyring(cipher, key, scheme, settings.encryption.bound, path)
-    except ArgumentError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    if path is None:
+        return Keyring(cipher, cipher.make_key(scheme), scheme, settings.encryption.bound)
+    return Keyring.load(cipher, path, scheme, settings.encryption.bound)
 
 
 def _kept_keyring(experiment: Experiment, folder: Path, state: LockedState | None, given: Keyring | None) -> Keyring:

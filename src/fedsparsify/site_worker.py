@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import experiment
@@ -26,9 +25,8 @@ from .federation.client import Client, evaluate
 from .federation.encrypted import EncryptedClient, EncryptedSite, Keyring
 from .federation.site import Site
 from .federation.warm import serve
-from .secure import CIPHERS, Key
+from .secure import CIPHERS
 from .sparse import Calibration
-from .state import ModelState
 from .tune import Tuner
 
 __all__ = ["main"]
@@ -114,17 +112,12 @@ def _encrypted(site: Site, make: Callable[[int], Client], prepared: Experiment, 
             "this federation encrypts, and this site has no key: say where it is in site.conf (KEY), or start the"
             " SuperNode with key in its --node-config"
         )
-    path = Path(key).expanduser()
-    try:
-        cipher = CIPHERS[settings.encryption.scheme]
-        keyring = Keyring(cipher, Key.load(path), scheme_of(prepared), settings.encryption.bound, path)
-    except ArgumentError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    cipher, path = CIPHERS[settings.encryption.scheme], Path(key).expanduser()
+    keyring = Keyring.load(cipher, path, scheme_of(prepared), settings.encryption.bound)
+    initial = prepared.initial
 
     def encrypted(client: int) -> EncryptedClient:
         own = make(client)
-        w, buffers = own.tuner.layout.read(prepared.module)
-        initial = ModelState(w, np.ones(w.shape, np.bool_), buffers)
         judge = partial(evaluate, own.tuner, test=prepared.split.test)
         least = settings.federation.min_clients
         return EncryptedClient(client, len(own.data), prepared.method, own.tuner.layout, initial, keyring, judge, least)

@@ -353,12 +353,7 @@ class Round:
             yield update
             del update  # one at a time
         if usable < min(self._federation.min_clients, len(self.chosen)):  # before training it may be one that is asked
-            reasons = "; ".join(f"client {client}: {why}" for client, why in self.failures[:3])
-            raise TooFewClientsError(
-                f"round {self.t}: {usable} of {len(self.chosen)} participants returned a usable update, but"
-                f" federation.min_clients = {self._federation.min_clients} ({reasons or 'too few take part'}):"
-                " mend the clients, then resume"
-            )
+            raise too_few("update", self.t, usable, self.chosen, self._federation.min_clients, self.failures)
 
     def _decode(self, reply: Reply) -> tuple[ClientUpdate, bool]:
         """Return the update, and whether it proves that the client holds the broadcast."""
@@ -387,6 +382,17 @@ class Round:
             *(message.client, message.round, model, message.num_examples), message.metrics, message.memory
         )
         return update, message.refers
+
+
+def too_few(
+    what: str, t: int, usable: int, chosen: Sequence[int], least: int, failures: Sequence[tuple[int, str]]
+) -> TooFewClientsError:
+    """Return the error of a round in which fewer than ``least`` participants gave what can be used."""
+    reasons = "; ".join(f"client {client}: {why}" for client, why in failures[:3])
+    return TooFewClientsError(
+        f"round {t}: {usable} of {len(chosen)} participants returned a usable {what}, but federation.min_clients ="
+        f" {least} ({reasons or 'too few take part'}): mend the clients, then resume"
+    )
 
 
 def _in_order(replies: Iterable[Reply], chosen: Sequence[int], tell: Callable[[int], None]) -> Iterator[Reply]:

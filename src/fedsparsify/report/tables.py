@@ -73,6 +73,7 @@ def _row(run: Run, name: str) -> HeadlineRow:
     scores = [record.score for record in run.rounds]
     trained = [record.score for record in run.rounds if record.round > 0] or scores
     finite = [score for score in scores if math.isfinite(score)]
+    settings = _flatten(run.config)
     best = max if run.metric == "accuracy" else min
     transfers = 2 * sum(record.participants for record in run.rounds)
     megabytes = sum(record.bytes_down + record.bytes_up for record in run.rounds) / 1e6
@@ -95,8 +96,8 @@ def _row(run: Run, name: str) -> HeadlineRow:
         seconds_train=sum(record.seconds_train for record in run.rounds),
         seconds_wall=sum(record.seconds_round for record in run.rounds),
         failures=sum(len(record.failures) for record in run.rounds),
-        uplink=_flatten(run.config).get("wire.uplink", '"float32"').strip('"'),
-        scheme=_flatten(run.config).get("encryption.scheme", "").strip('"').removeprefix("none").upper(),
+        uplink=settings.get("wire.uplink", '"float32"').strip('"'),
+        scheme=settings.get("encryption.scheme", "").strip('"').removeprefix("none").upper(),
         encryption=_total([record.encryption for record in run.rounds if record.encryption is not None]),
     )
 

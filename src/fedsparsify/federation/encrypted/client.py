@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...algorithms import Method
-from ...errors import ArgumentError, FederationError, TamperedError, WireError
+from ...errors import ArgumentError, ConfigError, FederationError, TamperedError, WireError
 from ...layout import ParameterLayout
 from ...secure import AnyScheme, Cipher, FixedPoint, Key, Limbs, digest, lock, unlock
 from ...state import ClientUpdate, Mask, ModelState, ServerState
@@ -60,6 +60,20 @@ class Keyring:
                 f" needs that for up to {self.scheme.participants}: make one by fedsparsify keys new FILE"
                 f" --participants {self.scheme.participants}"
             )
+
+    @classmethod
+    def load(cls, cipher: Cipher, path: Path, scheme: AnyScheme, bound: float) -> Keyring:
+        """Return what is shared by those who have the key in a file.
+
+        Raises:
+            DataError: the file is missing, damaged, no key, or can be read by others than its owner.
+            ConfigError: the key is for another encryption, or number of participants.
+        """
+        key = Key.load(path)
+        try:
+            return cls(cipher, key, scheme, bound, path)
+        except ArgumentError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     @property
     def parameters(self) -> FixedPoint:

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...algorithms import Method
-from ...errors import FederationError, TooFewClientsError, WireError
+from ...errors import FederationError, WireError
 from ...layout import ParameterLayout
 from ...secure import AnyScheme, Cipher, Limbs
 from ...state import Mask
 from ..alignment import overlap
-from ..engine import Observer, Record, participants
+from ..engine import Observer, Record, participants, too_few
 from ..transport import Reply, Transport, clean
 from .client import read_mask, write_mask
 from .messages import Answer, AnswerKind, Kept, Order, read, value_of, write
@@ -313,12 +313,7 @@ class EncryptedFederation:
 
     def _check_enough(self, round: _Round, usable: int) -> None:
         if usable < self.min_clients:
-            reasons = "; ".join(f"client {client}: {why}" for client, why in round.failures[:3])
-            raise TooFewClientsError(
-                f"round {round.t}: {usable} of {len(round.chosen)} participants returned a usable answer, but"
-                f" federation.min_clients = {self.min_clients} ({reasons or 'too few take part'}): mend the clients,"
-                " then resume"
-            )
+            raise too_few("answer", round.t, usable, round.chosen, self.min_clients, round.failures)
 
     def _answers(
         self, round: _Round, question: _Question, judge: int | None = None, observers: Sequence[Observer] = ()
