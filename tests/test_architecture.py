@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "files", "layout", "plugins", "randomness", "recipe", "state", "text", "version"}
+BASE = {"errors", "files", "layout", "lazy", "plugins", "randomness", "recipe", "state", "text", "version"}
 AXES = {"merge", "purge", "schedules"}
 TUNE = {"tune", "tune_settings", "tune_torch"}
 LEAVES = {"data", "export", "models", "secure", "sparse", "wire"}

@@ -6,8 +6,9 @@ Stripelis, Gupta, Ver Steeg, Ambite, arXiv 2204.12430. The command line runs con
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -46,9 +47,5 @@ _HOME = {
     "write_report": "report",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: torch takes seconds, and neither --help nor a report needs it.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+# Imported on first use: torch takes seconds, and neither --help nor a report needs it.
+__getattr__ = on_first_use(__name__, _HOME)

@@ -27,8 +27,9 @@ from fedsparsify.export.artifact import (
 )
 from fedsparsify.export.graph import Graph, Node
 from fedsparsify.recipe import Recipe
-from fedsparsify.wire.varint import pack_varint, unpack_varint
+from fedsparsify.wire.varint import pack_varint
 from tests.export.cases import ARTIFACTS
+from tests.export.sections import join, split
 from tests.fuzz.artifact_files import fuzz
 
 
@@ -102,21 +103,6 @@ def test_a_sparse_network_takes_an_eighteenth_of_its_dense_size() -> None:
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
-
-
-def split(data: bytes) -> dict[str, bytes]:
-    """Cut an artifact into its sections' bodies, each with its encoding in front."""
-    at, parts = 5, {}
-    for name in SECTIONS:
-        size, start = unpack_varint(data, at + 1, name)
-        parts[name] = data[at : at + 1] + data[start : start + size]
-        at = start + size
-    return parts
-
-
-def join(parts: dict[str, bytes], head: bytes = b"FSPZ\1", tail: bytes = b"") -> bytes:
-    body = head + b"".join(p[:1] + pack_varint(len(p) - 1) + p[1:] for p in parts.values()) + tail
-    return body + struct.pack("<I", zlib.crc32(body))
 
 
 def inflated(part: bytes) -> bytes:

@@ -7,13 +7,11 @@ import json
 import random
 import re
 import struct
-import time
 import tracemalloc
-import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,8 @@ from fedsparsify.export.artifact import SECTIONS, Artifact, decode_artifact, enc
 from fedsparsify.export.reference import run
 from fedsparsify.wire.varint import pack_varint, unpack_varint
 from tests.export.cases import ARTIFACTS
+from tests.export.sections import body_of, split
+from tests.fuzz.tally import Tally
 
 MOST_PARAMETERS = 1 << 16
 """Larger networks are refused here, so that memory can be bounded tightly."""
@@ -54,24 +54,11 @@ _OTHERS: tuple[Any, ...] = (
 
 
 @dataclass
-class Figures:
+class Figures(Tally):
     """What came of the files."""
 
     files: int = 0
-    accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    failures: int = 0
-    slowest: float = 0.0
     peak: int = 0
-
-
-def _split(data: bytes) -> dict[str, bytes]:
-    at, parts = 5, {}
-    for name in SECTIONS:
-        size, start = unpack_varint(data, at + 1, name)
-        parts[name] = data[at : at + 1] + data[start : start + size]
-        at = start + size
-    return parts
 
 
 def _bend(rng: random.Random, data: bytes) -> bytes:
@@ -159,7 +146,7 @@ def mutate(rng: random.Random, seeds: list[dict[str, bytes]]) -> bytes:
             case _:
                 name = rng.choice(("values", "mask", "buffers"))
                 parts[name] = parts[name][:1] + rng.randbytes(rng.choice((0, 1, 8, len(parts[name]))))
-    body = b"FSPZ\1" + b"".join(p[:1] + pack_varint(len(p) - 1) + p[1:] for p in parts.values())
+    body = body_of(parts)
     if rng.random() < 0.2:
         body = _bend(rng, body)
     data = body + struct.pack("<I", zlib.crc32(body))
@@ -169,7 +156,7 @@ def mutate(rng: random.Random, seeds: list[dict[str, bytes]]) -> bytes:
 def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str], None] | None = None) -> Figures:
     """Read so many damaged files, and tell ``fail`` of each that is not handled as it should be."""
     seeds = [
-        _split(encode_artifact(artifact, values))
+        split(encode_artifact(artifact, values))
         for artifact in ARTIFACTS.values()
         for values in ("float32", "float16", "int8")
     ]
@@ -188,27 +175,7 @@ def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str]
         measured = number % 16 == 0
         if measured:
             tracemalloc.start()
-        begin = time.perf_counter()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                artifact = decode_artifact(data, MOST_PARAMETERS)
-            figures.accepted += 1
-            if len(data) < 1 << 14 and np.prod(artifact.graph.input_shape) < 1 << 12:
-                _use(artifact)
-        except KeyboardInterrupt:
-            raise
-        except WireError as error:
-            named = _NAMED.match(str(error))
-            figures.refused[named[1] if named else "?"] += 1
-            if not named:
-                failed(number, data, f"no section is named: {error}")
-        except BaseException as error:  # a panic of the coder's is no Exception
-            failed(number, data, f"{type(error).__name__}: {error}")
-        took = time.perf_counter() - begin
-        figures.slowest = max(figures.slowest, took)
-        if took > SLOW:
-            failed(number, data, f"it took {took:.1f} s")
+        figures.attempt(number, data, partial(_read, data), named=_NAMED, slow=SLOW, fail=failed)
         if measured:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
@@ -217,6 +184,12 @@ def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str]
                 failed(number, data, f"{peak} bytes were allocated")
     faulthandler.cancel_dump_traceback_later()
     return figures
+
+
+def _read(data: bytes) -> None:
+    artifact = decode_artifact(data, MOST_PARAMETERS)
+    if len(data) < 1 << 14 and np.prod(artifact.graph.input_shape) < 1 << 12:
+        _use(artifact)
 
 
 def _use(artifact: Artifact) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import faulthandler
 import random
 import re
-import time
 import tracemalloc
-import warnings
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from fedsparsify.errors import WireError
 from fedsparsify.layout import ParameterLayout
 from fedsparsify.wire import Kind, Message, Reference, decode
 from tests.fuzz.mutations import Seed, mutate, seeds
+from tests.fuzz.tally import Tally
 from tests.wire.broken import LAYOUT, REFERENCE, WIDE, WIDE_REFERENCE
 
 SLOW = 1.0
@@ -31,14 +30,10 @@ _MEASURED = 32  # every so many-th message's memory is measured
 
 
 @dataclass
-class Figures:
+class Figures(Tally):
     """What came of the messages."""
 
     messages: int = 0
-    accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    failures: int = 0
-    slowest: float = 0.0
     peak: float = 0.0
     """Bytes that were allocated at once, at most, by parameter of the network, buffer element and vector of the memory,
     beyond four for each byte of the message and 64 KiB."""
@@ -58,6 +53,10 @@ class Figures:
             f" {sum(self.refused.values())} refused ({refused}); slowest {1e3 * self.slowest:.1f} ms,"
             f" peak {self.peak:.1f} bytes a declared value"
         )
+
+
+def _read(data: bytes, layout: ParameterLayout, reference: Reference | None) -> None:
+    _check(decode(data, layout, reference), layout)
 
 
 def _check(message: Message, layout: ParameterLayout) -> None:
@@ -104,26 +103,8 @@ def fuzz(messages: int, seed: int, start: int = 0, fail: Callable[[int, bytes, s
         figures.messages += 1
         if number % 1000 == 0:
             faulthandler.dump_traceback_later(120, exit=True)  # for a decoding that never ends
-        begin = time.perf_counter()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                message = decode(data, origin.layout, reference)
-            _check(message, origin.layout)
-            figures.accepted += 1
-        except KeyboardInterrupt:
-            raise
-        except WireError as error:
-            named = _NAMED.match(str(error))
-            figures.refused[named[1] if named else "?"] += 1
-            if not named:
-                failed(number, data, f"no section is named: {error}")
-        except BaseException as error:  # a panic of the coder's is no Exception
-            failed(number, data, f"{type(error).__name__}: {error}")
-        took = time.perf_counter() - begin
-        figures.slowest = max(figures.slowest, took)
-        if took > SLOW:
-            failed(number, data, f"it took {took:.1f} s")
+        read = partial(_read, data, origin.layout, reference)
+        figures.attempt(number, data, read, named=_NAMED, slow=SLOW, fail=failed)
         if number % _MEASURED == 0:
             excess = _excess(data, origin, reference)
             figures.peak = max(figures.peak, excess)

@@ -8,8 +8,9 @@ with a loop and training of its own. Methods and mathematics live elsewhere.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import on_first_use
 
 if TYPE_CHECKING:
     from .checkpoint import RunDirectory
@@ -48,9 +49,5 @@ _HOME = {
     "receive": "client",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: a process of Flower's, of which there is one a message, needs no torch.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+# Imported on first use: a process of Flower's, of which there is one a message, needs no torch.
+__getattr__ = on_first_use(__name__, _HOME)

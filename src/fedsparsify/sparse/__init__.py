@@ -6,9 +6,9 @@ Nothing in here knows about rounds, clients or servers. Without a compiler the e
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import on_first_use
 from .native import available, targets
 
 if TYPE_CHECKING:
@@ -61,9 +61,5 @@ _HOME = {
     "why_uncovered": "plan",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: the exported model runs on these kernels without torch.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+# Imported on first use: the exported model runs on these kernels without torch.
+__getattr__ = on_first_use(__name__, _HOME)

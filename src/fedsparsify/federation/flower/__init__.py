@@ -7,11 +7,11 @@ against the message API of Flower 1.41 (flwr.app, flwr.serverapp, flwr.clientapp
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import MissingExtraError
+from ...lazy import on_first_use
 
 if find_spec("flwr") is None:
     raise MissingExtraError("A Flower federation", "flower")
@@ -42,9 +42,5 @@ _HOME = {
     "make_server_app": "apps",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: each of Flower's many processes needs one of them.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+# Imported on first use: each of Flower's many processes needs one of them.
+__getattr__ = on_first_use(__name__, _HOME)
