@@ -198,7 +198,9 @@ def benchmark(
     batches: Annotated[
         str, typer.Option("--batches", metavar="N,N,...", help="How many examples at once, each a row.")
     ] = "1,32,128",
-    seconds: Annotated[float, typer.Option(help="How long to measure each row.", min=0.01, max=600)] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(help="How long to measure each number of examples.", min=0.01, max=600)
+    ] = 2.0,
 ) -> None:
     """Measure a model against the same network dense, on this machine and one thread.
 

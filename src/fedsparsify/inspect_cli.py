@@ -89,6 +89,7 @@ def _explain_message(path: Path, content: bytes) -> None:
 
 def _explain_model(path: Path, content: bytes, picture: Path | None) -> None:
     from .export.artifact import decode_artifact, section_sizes
+    from .export.engine import Engine
     from .export.safetensors_file import dense_size
     from .progress import describe_bytes
 
@@ -99,11 +100,13 @@ def _explain_model(path: Path, content: bytes, picture: Path | None) -> None:
     graph, recipe = artifact.graph, artifact.recipe
     whole = dense_size(graph)
     answer = f"{len(recipe.labels)} classes" if recipe.labels else "numbers"
+    engine = Engine(graph)
     size, left, n = describe_bytes(len(content)), graph.nonzero, graph.parameters
     facts = (
         f"{path}: {size}, 1/{whole / len(content):.1f} of {describe_bytes(whole)} as dense safetensors",
         f"{left:,} of {n:,} parameters left (sparsity {1 - left / n:.4f})",
         f"{recipe.kind} of shape {list(recipe.shape)} in, {answer} out",
+        "runs on the sparse kernels" if engine.backend == "native" else f"runs in NumPy, because {engine.why}",
         "; ".join(f"{name} {value}" for name, value in artifact.provenance.items()),
     )
     if picture is not None:

@@ -141,16 +141,35 @@ def test_pictures_arrays_and_tables_give_the_same_answers(here: Path) -> None:
     assert labels[:KEPT] == expected.labels
 
 
+def with_hole(picture: Any) -> Any:
+    picture.info["transparency"] = 3
+    return picture
+
+
+def test_a_photograph_is_turned_as_its_camera_says(here: Path) -> None:
+    pixels = np.load("one.npy").reshape(8, 8).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen, it is turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(pixels)).save("turned.png", exif=exif)
+    Image.fromarray(pixels).save("upright.png")
+    turned, upright = good(
+        call("predict", "run/model.fsz", "turned.png", "upright.png", "--format", "csv")
+    ).splitlines()[1:]
+    assert turned.split(",")[1:] == upright.split(",")[1:]
+
+
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
         (Image.fromarray(np.full((8, 8), 40_000, np.uint16)), "more than 8 bits a pixel"),
         (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "is transparent in places"),
+        (with_hole(Image.new("L", (8, 8), 3).convert("P")), "is transparent in places"),
+        (with_hole(Image.new("L", (8, 8), 3)), "is transparent in places"),
     ],
-    ids=["16 bits", "transparent"],
+    ids=["16 bits", "transparent", "transparent colour of a palette", "transparent grey"],
 )
 def test_a_picture_that_would_be_changed_silently_is_refused(picture: Any, says: str, here: Path) -> None:
-    picture.save("odd.png")
+    picture.save("odd.png", **picture.info)
     outcome = call("predict", "run/model.fsz", "odd.png")
     assert outcome.code == 2 and says in outcome.err
 
@@ -198,7 +217,7 @@ def test_colours_keep_their_order_and_sizes_may_be_changed(here: Path) -> None:
 
 def test_inspect_shows_layers_and_sections_and_draws_the_masks(here: Path) -> None:
     out = good(call("inspect", "run/model.fsz", "--picture", "masks.svg"))
-    for word in ("fc1", "density", "dead units", "mask", "values", "checksum", "data set digits", "10 classes out"):
+    for word in ("fc1", "density", "dead units", "mask", "values", "checksum", "data set digits", "10 classes out", "runs "):
         assert word in out
     svg = (here / "masks.svg").read_text()
     assert svg.startswith("<svg") and svg.count("<image") == 3 and "fc2.weight [8, 8]" in svg

@@ -42,6 +42,12 @@ def test_a_model_says_what_computes_it_and_refuses_fewer_than_one_class() -> Non
         model.predict(PIXELS[:1]).top(0)
 
 
+def test_inputs_of_several_shapes_are_refused_in_a_sentence() -> None:
+    ragged: Any = [[1.0], [1.0, 2.0]]
+    with pytest.raises(ArgumentError, match="the inputs are of several shapes"):
+        SparseModel(ARTIFACTS["table"]).forward(ragged)
+
+
 def test_a_batch_is_its_examples_one_by_one() -> None:
     model = SparseModel(ARTIFACTS["picture"])
     whole = model.predict(PIXELS[:9]).scores

@@ -273,15 +273,15 @@ class Run:
     def model(self) -> bytes:
         return (self.path / "model.fsp").read_bytes()
 
-    def wait(self, round: int, seconds: float = 240.0) -> None:
+    def wait(self, round: int, seconds: float = 600.0) -> None:
         """Wait until a round is recorded; the next one then begins."""
         self._wait(f"round {round} is recorded", lambda: len(self.records) > round, seconds)
 
-    def finish(self, seconds: float = 400.0) -> None:
+    def finish(self, seconds: float = 900.0) -> None:
         """Wait for the final model and the report."""
         self._wait("there is a report", (self.path / "report.html").exists, seconds)
 
-    def fail(self, words: str, seconds: float = 240.0) -> None:
+    def fail(self, words: str, seconds: float = 600.0) -> None:
         """Wait until the log says so."""
         self._wait(f"the log says {words!r}", lambda: words in self.log, seconds)
 

@@ -107,7 +107,7 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
 def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = deployment.run("faults", set="deployment.deadline=60")
+    run = deployment.run("faults", set="deployment.deadline=60 federation.min_clients=1")
     run.wait(round=1)
     deployment.kill("cyd")  # in round 2; all that it held is lost
     run.wait(round=2)

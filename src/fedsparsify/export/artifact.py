@@ -302,6 +302,8 @@ def _words(data: bytes, most: int) -> tuple[str, ...]:
         words = tuple(data.decode("utf-8").split("\n"))
     except UnicodeDecodeError:
         raise WireError("words: they are no text in UTF-8") from None
+    if not all(word.isprintable() for word in words):
+        raise WireError("words: some have characters that cannot be printed")
     return words
 
 

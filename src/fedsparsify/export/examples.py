@@ -55,7 +55,7 @@ def read_examples(path: Path, recipe: Recipe, resize: bool = False) -> NDArray[A
 
 def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise MissingExtraError("reading pictures", "export") from error
     shape = recipe.shape
@@ -66,15 +66,18 @@ def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path) as stored:
+                if stored.width * stored.height > _MOST_PIXELS:
+                    raise DataError(f"{path} has {stored.width} x {stored.height} pixels: make it smaller")
+                picture = ImageOps.exif_transpose(stored)  # a camera says how it was held
                 if picture.mode.startswith(("I", "F")):
                     raise DataError(
                         f"{path} has more than 8 bits a pixel: bring it to 8 first, for it would be clipped"
                     )
-                if "A" in picture.mode and np.asarray(picture.getchannel("A")).min() < 255:
-                    raise DataError(f"{path} is transparent in places: put it on the background that it should have")
-                if picture.width * picture.height > _MOST_PIXELS:
-                    raise DataError(f"{path} has {picture.width} x {picture.height} pixels: make it smaller")
+                if picture.has_transparency_data:
+                    picture = picture.convert("RGBA")
+                    if np.asarray(picture)[..., 3].min() < 255:
+                        raise DataError(f"{path} is transparent in places: put it on the background it should have")
                 if picture.size != (width, height):
                     if not resize:
                         raise DataError(
@@ -145,7 +148,8 @@ def _table(path: Path, recipe: Recipe) -> NDArray[Any] | list[str]:
         for line, row in rows:
             if len(row) != count:
                 raise DataError(
-                    f"{path}, line {line}: {len(row)} cells, but the model takes {count} numbers an example"
+                    f"{path}, line {line}: {len(row)} cells, but the model takes {count} numbers an example: drop other"
+                    " columns, such as the answers"
                 )
     values = np.empty((len(_some(rows, path)), len(columns)))
     for i, (line, row) in enumerate(rows):

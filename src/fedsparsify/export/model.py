@@ -136,7 +136,11 @@ class SparseModel:
         Raises:
             ArgumentError: they are of another shape or type.
         """
-        return self._engine.run(np.asarray(x))
+        try:
+            inputs = np.asarray(x)
+        except ValueError as error:
+            raise ArgumentError("the inputs are of several shapes: all must have the network's") from error
+        return self._engine.run(inputs)
 
 
 def _softmax(scores: Floats) -> Floats:
