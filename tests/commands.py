@@ -106,9 +106,6 @@ _LAUNCHER = """
 import json, os, signal, sys, threading, traceback
 import fedsparsify.cli, fedsparsify.experiment, fedsparsify.files
 import fedsparsify.progress, fedsparsify.report, fedsparsify.runs
-from sklearn.datasets import load_digits
-
-load_digits()
 
 def count_down(writes):
     # SIGKILL to ourselves at one of a write's four moments: file empty, half full, full, renamed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +33,14 @@ def test_no_example_is_in_both_parts() -> None:
     assert sorted(map(tuple, restored.tolist())) == sorted(map(tuple, original.tolist()))
 
 
+def test_scikit_learn_is_not_imported_for_them() -> None:
+    pytest.importorskip("sklearn", reason="the extra 'digits' is not installed")
+    program = "import sys; from fedsparsify.data import load; load('digits'); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_without_scikit_learn_the_pip_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"the digits data set needs .* pip install 'fedsparsify\[digits\]'"):
         load("digits")

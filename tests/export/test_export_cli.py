@@ -217,7 +217,17 @@ def test_colours_keep_their_order_and_sizes_may_be_changed(here: Path) -> None:
 
 def test_inspect_shows_layers_and_sections_and_draws_the_masks(here: Path) -> None:
     out = good(call("inspect", "run/model.fsz", "--picture", "masks.svg"))
-    for word in ("fc1", "density", "dead units", "mask", "values", "checksum", "data set digits", "10 classes out", "runs "):
+    for word in (
+        "fc1",
+        "density",
+        "dead units",
+        "mask",
+        "values",
+        "checksum",
+        "data set digits",
+        "10 classes out",
+        "runs ",
+    ):
         assert word in out
     svg = (here / "masks.svg").read_text()
     assert svg.startswith("<svg") and svg.count("<image") == 3 and "fc2.weight [8, 8]" in svg

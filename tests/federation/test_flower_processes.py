@@ -107,25 +107,24 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
 def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = deployment.run("faults", set="deployment.deadline=60 federation.min_clients=1")
+    alone = ("federation.min_clients=1", "run.rounds=4")
+    run = deployment.run("faults", set=" ".join(("deployment.deadline=60", *alone)))
     run.wait(round=1)
-    deployment.kill("cyd")  # in round 2; all that it held is lost
+    deployment.signal("bob", signal.SIGSTOP)  # in round 2
+    deployment.kill("cyd")  # all that it held is lost
     run.wait(round=2)
-    deployment.site("cyd")
-    run.wait(round=3)
-    deployment.signal("bob", signal.SIGSTOP)  # in round 4
-    run.wait(round=4)
     deployment.signal("bob", signal.SIGCONT)
+    deployment.site("cyd")
     run.finish()
     # Flower notices after a while that a SuperNode is gone; the deadline may come first. On a busy machine others may
     # be late too: whoever is named is taken out of the run that is compared with.
     why = {failure["reason"] for record in run.records for failure in record["failures"]}
     assert all("within 60 s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
     missing = {t: set(clients) for t, clients in failures(run.records).items()}
-    assert 2 in missing[2] and 1 in missing[4]
-    assert 2 not in missing.get(5, ()) and 1 not in missing.get(3, ())
+    assert missing[2] >= {1, 2}
+    assert not missing.get(4)
     settings = deployment.folder / "app" / "settings.toml"
-    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing)
+    model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing, *alone)
     assert run.model == model
 
 
@@ -226,33 +225,5 @@ def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_
         assert "SuperNode ID" not in deployment.log(name), deployment.log(name)
 
 
-def test_encrypted_rounds_give_the_simulators_model_to_those_who_have_the_key(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = deployment.base / "clients.key"
-    deployment.own("keys", "new", str(key), "--participants", "3")
-    deployment.give_key(key)
-    overrides = ("encryption.scheme=bfv", "run.rounds=2")
-    run = deployment.run("encrypted", set=" ".join(overrides))
-    run.finish()
-    settings = deployment.folder / "app" / "settings.toml"
-    model, records = simulated(settings, tmp_path / "run", monkeypatch, None, *overrides)
-    assert without_time(run.records) == without_time(records)
-    assert not (run.path / "model.fsp").exists()  # the server has none
-    deployment.own("keys", "open", str(run.path), "--key", str(key))
-    assert run.model == model
-
-
 def test_no_log_and_no_run_directory_holds_a_secret(deployment: Deployment) -> None:
-    keys = list(deployment.folder.rglob("*.key"))
-    assert len(keys) >= 2 + len(SITES)
-    contents = [key.read_bytes() for key in keys]
-    secrets = [content[start:][:32] for content in contents if content[:4] == b"FSK1" for start in (8, 40, 72)]
-    pems = [content.splitlines() for content in contents if content[:4] != b"FSK1"]
-    secrets += [line for lines in pems for line in lines if not line.startswith(b"-")]
-    places = [*deployment.base.glob("*.log"), *(deployment.folder / "superlink").rglob("*.*")]
-    # A key's file ends with its public half, which a certificate is there to show.
-    texts = {path: path.read_bytes() for path in places if path.is_file() and path.suffix not in (".key", ".pem")}
-    assert any(path.name == "metrics.jsonl" for path in texts)
-    for path, text in texts.items():
-        assert not any(secret in text for secret in secrets), path
+    deployment.check_secrets()

@@ -5,11 +5,12 @@ Small enough for tests and examples, and needs no file.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import MissingExtraError
+from ..errors import DataError, MissingExtraError
 from ..recipe import Recipe
 from .record import Dataset
 
@@ -29,15 +30,22 @@ def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, 
         progress: not used; nothing is downloaded.
 
     Raises:
+        DataError: its file of digits is missing or damaged.
         MissingExtraError: scikit-learn is not installed.
     """
+    # The file is read and scikit-learn not imported, which would take longer than a round of these digits.
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise MissingExtraError("the digits data set", "digits")
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("the digits data set", "digits") from error
-    bundle = load_digits()
-    x = ((bundle.images / 16 - _MEAN) / _STD).astype(np.float32)[:, np.newaxis]
-    y = bundle.target.astype(np.int64)
+        table = np.loadtxt(path, delimiter=",")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}, scikit-learn's digits, cannot be read ({error}): install scikit-learn again"
+        ) from error
+    x = ((table[:, :-1].reshape(-1, 1, 8, 8) / 16 - _MEAN) / _STD).astype(np.float32)
+    y = table[:, -1].astype(np.int64)
     for_test = np.zeros(len(y), np.bool_)
     for_test[np.argsort(y, kind="stable")[::5]] = True
     names = tuple(str(digit) for digit in range(10))
