@@ -278,6 +278,8 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    if "sweep" in tables:
+        raise ConfigError(f"{path} holds a sweep of runs: run it with fedsparsify sweep {path}")
     given = parse_overrides(overrides)
     for (table, key), value in given.items():
         if not isinstance(tables.setdefault(table, {}), dict):
