@@ -83,3 +83,20 @@ def test_such_a_run_can_be_resumed(own: Path, tmp_path: Path) -> None:
     after = contents(tmp_path / "run")
     assert after["model.fsp"] == before["model.fsp"] and after["metrics.jsonl"] == before["metrics.jsonl"]
     assert len(records(tmp_path / "run")) == 4
+
+
+def test_a_run_starts_where_another_ended_and_goes_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "examples")])
+    config = write_config(tmp_path, CONFIG)
+    assert call("run", config, "--out", tmp_path / "first").code == 0
+    assert call("export", tmp_path / "first", "--format", "safetensors").code == 0
+    own = {"name": "further:network", "of": "2-fc", "start": tmp_path / "first" / "model.safetensors"}
+    changes = [f"--set=model.{key}={value}" for key, value in own.items()]
+    changes += ["--set=schedule.initial=0.9", "--set=schedule.final=0.95"]
+    outcome = call("run", config, *changes, "--out", tmp_path / "second")
+    assert (outcome.code, outcome.err) == (0, "")
+    first, second = records(tmp_path / "first"), records(tmp_path / "second")
+    assert second[0]["accuracy"] == first[-1]["accuracy"]
+    assert second[1]["nonzero"] == first[-1]["nonzero"] == 69 and second[-1]["nonzero"] == 35  # of 682
+    assert load_run(tmp_path / "second").model == "further:network"
