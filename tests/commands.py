@@ -94,7 +94,7 @@ def records(run: Path, *, timed: bool = False, resumed: bool = False) -> list[di
     return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
 
 
-def wait_until(happened: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_until(happened: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     """Poll until something is true, and fail if it does not become so."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -244,7 +244,7 @@ class Terminal:
     def __init__(self, handle: int, process: subprocess.Popen[bytes]) -> None:
         self.handle, self.process, self.shown = handle, process, ""
 
-    def read_until(self, happened: Callable[[str], object], seconds: float = 60) -> None:
+    def read_until(self, happened: Callable[[str], object], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not happened(self.shown):
             assert time.monotonic() < deadline, self.text[-500:]

@@ -216,7 +216,7 @@ def run_script(script: Path, tools: Path, *arguments: str, **variables: str) -> 
         (tools / name).chmod(0o755)
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "", **variables}
     return subprocess.run(
-        [str(script), *arguments], cwd=tools, env=environment, capture_output=True, text=True, timeout=20
+        [str(script), *arguments], cwd=tools, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -331,7 +331,7 @@ def test_scripts_warn_of_certificates_that_end_soon(tmp_path: Path) -> None:
 def test_flower_accepts_the_app_and_packs_all_of_it(net: Path, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "flwr"), "build", "--app", str(net / "app")]
     own = {"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    built = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=60)
+    built = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stdout + built.stderr
     (bundle,) = tmp_path.glob("*.fab")
     assert {"federation_app.py", "pyproject.toml", "settings.toml"} <= set(zipfile.ZipFile(bundle).namelist())
@@ -394,7 +394,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[[str, bytes], int]]:
     trusted = ssl.create_default_context(cafile=str(superlink / "ca.pem"))
 
     def ask(path: str, body: bytes) -> int:
-        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=20)
+        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=300)
         try:
             connection.putrequest("POST", path, skip_accept_encoding=True)
             connection.putheader("content-length", str(len(body)))

@@ -22,7 +22,7 @@ from typing import Any
 
 SITES = ("ada", "bob", "cyd")
 # Starting a SuperLink, or a SuperNode until it is registered as connected, on a busy machine.
-PATIENCE = 90.0
+PATIENCE = 300.0
 
 
 def free_port() -> int:

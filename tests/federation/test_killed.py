@@ -188,7 +188,7 @@ def test_workers_end_when_their_parent_is_killed(launcher: Launcher, tmp_path: P
     assert len(workers) == 2 and all(map(alive, workers))
     os.kill(pid, signal.SIGKILL)
     assert launcher.wait()[0] == -signal.SIGKILL
-    wait_until(lambda: not any(map(alive, workers)), "the workers' end", seconds=10)
+    wait_until(lambda: not any(map(alive, workers)), "the workers' end")
 
 
 def test_a_running_directory_is_refused_to_others(launcher: Launcher, tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ class Tally:
             data: the input, which ``read`` reads.
             read: what is tried.
             named: what a refusal begins with; its first group is the section.
-            slow: seconds that no reading may take.
+            slow: seconds of the processor that no reading may take.
             fail: is told of each failure.
         """
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -54,7 +54,7 @@ class Tally:
                 fail(number, data, f"no section is named: {error}")
         except BaseException as error:  # a panic of the coder's is no Exception
             fail(number, data, f"{type(error).__name__}: {error}")
-        took = time.perf_counter() - begin
+        took = time.process_time() - begin
         self.slowest = max(self.slowest, took)
         if took > slow:
             fail(number, data, f"it took {took:.1f} s")

@@ -189,7 +189,7 @@ def test_a_count_of_2_to_the_63_is_not_counted_to(field: str) -> None:
     start = time.perf_counter()
     with pytest.raises(WireError, match=f"^{field}: "):
         decode(data if field == "memory" else spec.seal(data[:-5]), LARGE)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(
