@@ -331,7 +331,9 @@ def test_scripts_warn_of_certificates_that_end_soon(tmp_path: Path) -> None:
 def test_flower_accepts_the_app_and_packs_all_of_it(net: Path, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "flwr"), "build", "--app", str(net / "app")]
     own = {"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    built = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+    )
     assert built.returncode == 0, built.stdout + built.stderr
     (bundle,) = tmp_path.glob("*.fab")
     assert {"federation_app.py", "pyproject.toml", "settings.toml"} <= set(zipfile.ZipFile(bundle).namelist())
