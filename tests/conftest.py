@@ -17,6 +17,12 @@ class NetworkUsedError(RuntimeError):
     """A test reached for the network. No OSError, so that code which handles failed downloads does not hide it."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: while they wait for other processes, other workers have the rest to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex"):
