@@ -5,7 +5,8 @@
         --set schedule.initial=0.9 --set schedule.final=0.95 \
         --set model.name=examples.further:network --set model.of=6-cnn --set model.start=runs/ninety/model.safetensors
 
-in the repository's folder; in a program of your own, give federate() the network itself.
+in the repository's folder; in a program of your own, give federate() the network itself. As in every run, all
+parameters train in the first round: what was pruned may come back then, and the purge at its end decides anew.
 """
 
 from safetensors.torch import load_file
