@@ -1,5 +1,6 @@
 """Start from a finished run's model, to go on to a higher sparsity, or with other data.
 
+    fedsparsify run configs/cifar-10/short-fedsparsify-global-iid.toml --out runs/ninety
     fedsparsify export runs/ninety --format safetensors
     fedsparsify run configs/cifar-10/short-fedsparsify-global-iid.toml --set run.rounds=8 \
         --set schedule.initial=0.9 --set schedule.final=0.95 \
@@ -7,6 +8,7 @@
 
 in the repository's folder; in a program of your own, give federate() the network itself. As in every run, all
 parameters train in the first round: what was pruned may come back then, and the purge at its end decides anew.
+The run calls this function again when it is resumed or exported, so keep the file that it starts from.
 """
 
 from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""What every test stands on: one thread for PyTorch, and no way to the network."""
+"""What every test stands on: one thread for PyTorch, no way to the network, files in the order that ends soonest."""
 
 from __future__ import annotations
 

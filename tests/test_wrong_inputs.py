@@ -217,7 +217,7 @@ CASES = [
     Case("an unknown key", RUN, ("tiny.toml: train.epoch", "did you mean train.epochs?"), append("epoch = 3")),
     Case("an unknown key by --set", set_("train.epoch=3"), ("--set: train.epoch", "did you mean train.epochs?")),
     Case("a key of another table", set_("run.lr=3"), ("--set: run.lr", "did you mean train.lr?")),
-    Case("a sweep", RUN, ("tiny.toml holds a sweep of runs", "fedsparsify sweep tiny.toml"), append("[[sweep]]\n")),
+    Case("a sweep", RUN, ("tiny.toml holds [[sweep]] blocks", "fedsparsify sweep tiny.toml"), append("[[sweep]]\n")),
     Case("an unknown table", RUN, ("[trian] is an unknown table", "did you mean train?"), append("[trian]\nlr = 3")),
     Case(
         "an unknown table beside a missing one",

@@ -268,7 +268,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         overrides: ``table.key=value`` texts that replace or add keys; values are TOML, bare words are texts.
 
     Raises:
-        ConfigError: the file cannot be read, is no TOML, or a key is unknown or of the wrong type.
+        ConfigError: the file cannot be read, is no TOML, is a sweep's, or a key is unknown or of the wrong type.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -279,7 +279,9 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     if "sweep" in tables:
-        raise ConfigError(f"{path} holds a sweep of runs: run it with fedsparsify sweep {path}")
+        raise ConfigError(
+            f"{path} holds [[sweep]] blocks, which fedsparsify sweep {path} runs: for one run leave them out"
+        )
     given = parse_overrides(overrides)
     for (table, key), value in given.items():
         if not isinstance(tables.setdefault(table, {}), dict):

@@ -1,4 +1,4 @@
-"""Packages whose names are imported on first use, so that what needs few of them does not load torch."""
+"""A package's ``__getattr__`` that imports its public names on first use, so that a light one does not load torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def on_first_use(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
     Args:
         package: its name.
         home: public name -> the module of the package that has it.
+
+    Returns:
+        A function that raises AttributeError for every other name.
+
+    >>> on_first_use("fedsparsify", {"PolynomialSchedule": "schedules"})("PolynomialSchedule").__name__
+    'PolynomialSchedule'
     """
 
     def get(name: str) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.machinery
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedsparsify.data import load
-from fedsparsify.errors import MissingExtraError
+from fedsparsify.errors import DataError, MissingExtraError
 
 
 def test_the_split_is_fixed_stratified_and_standardised() -> None:
@@ -38,6 +42,35 @@ def test_scikit_learn_is_not_imported_for_them() -> None:
     program = "import sys; from fedsparsify.data import load; load('digits'); print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: None,
+        lambda whole: whole[:5000],
+        lambda whole: b"\x1f\x8bno",
+        lambda whole: gzip.compress(b""),
+        lambda whole: gzip.compress(b"1,2,3\n4,5,6\n"),
+        lambda whole: gzip.compress(b"<html>"),
+    ],
+    ids=["missing", "cut", "no gzip", "empty", "another width", "no numbers"],
+)
+def test_a_damaged_file_is_named(
+    damage: Callable[[bytes], bytes | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        pytest.skip("the extra 'digits' is not installed")
+    whole = (Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz").read_bytes()
+    copy = tmp_path / "sklearn" / "datasets" / "data" / "digits.csv.gz"
+    copy.parent.mkdir(parents=True)
+    if (content := damage(whole)) is not None:
+        copy.write_bytes(content)
+    spec = importlib.machinery.ModuleSpec("sklearn", None, origin=str(tmp_path / "sklearn" / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(DataError, match=r"digits.csv.gz, scikit-learn's digits, cannot be read .*: install"):
+        load("digits")
 
 
 def test_without_scikit_learn_the_pip_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,15 @@ def test_a_photograph_is_turned_as_its_camera_says(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x0c\0\0\0\x01\xff\xff\xff\xff"]
+)
+def test_what_cannot_be_read_of_a_photographs_position_is_left_aside(exif: bytes, here: Path) -> None:
+    pixels = np.load("one.npy").reshape(8, 8).astype(np.uint8)
+    Image.fromarray(pixels).save("odd.jpg", exif=exif, quality=100)
+    assert good(call("predict", "run/model.fsz", "odd.jpg")).count("odd.jpg") == 1
+
+
+@pytest.mark.parametrize(
     ("picture", "says"),
     [
         (Image.fromarray(np.full((8, 8), 40_000, np.uint16)), "more than 8 bits a pixel"),
@@ -226,9 +235,10 @@ def test_inspect_shows_layers_and_sections_and_draws_the_masks(here: Path) -> No
         "checksum",
         "data set digits",
         "10 classes out",
-        "runs ",
+        "runs in NumPy, because" if SparseModel.load("run/model.fsz").why else "runs on the sparse kernels",
     ):
         assert word in out
+    assert "runs in NumPy, because its input is words" in good(call("inspect", "text.fsz"))
     svg = (here / "masks.svg").read_text()
     assert svg.startswith("<svg") and svg.count("<image") == 3 and "fc2.weight [8, 8]" in svg
 

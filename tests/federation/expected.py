@@ -44,7 +44,7 @@ rounds = 5
 
 [deployment]
 patience = 60.0
-deadline = 900.0
+deadline = 400.0
 """
 FASHION = DIGITS.replace("digits", "fashion-mnist").replace("inputs = 64", "inputs = 784").replace("-local", "-global")
 

@@ -23,6 +23,7 @@ from typing import Any
 SITES = ("ada", "bob", "cyd")
 # Starting a SuperLink, or a SuperNode until it is registered as connected, on a busy machine.
 PATIENCE = 300.0
+# A run waits for a lost reply for as long as ``deadline`` in ``expected.py``, and a test for longer than twice that.
 
 
 def free_port() -> int:
@@ -204,6 +205,7 @@ class Deployment:
         keys = list(self.folder.rglob("*.key"))
         assert len(keys) >= 2 + len(SITES)
         contents = [key.read_bytes() for key in keys]
+        assert all(content[:4] == b"FSK1" or b"PRIVATE KEY" in content for content in contents)
         secrets = [content[start:][:32] for content in contents if content[:4] == b"FSK1" for start in (8, 40, 72)]
         pems = [content.splitlines() for content in contents if content[:4] != b"FSK1"]
         secrets += [line for lines in pems for line in lines if not line.startswith(b"-")]
@@ -283,15 +285,15 @@ class Run:
     def model(self) -> bytes:
         return (self.path / "model.fsp").read_bytes()
 
-    def wait(self, round: int, seconds: float = 600.0) -> None:
+    def wait(self, round: int, seconds: float = 1000.0) -> None:
         """Wait until a round is recorded; the next one then begins."""
         self._wait(f"round {round} is recorded", lambda: len(self.records) > round, seconds)
 
-    def finish(self, seconds: float = 900.0) -> None:
+    def finish(self, seconds: float = 1000.0) -> None:
         """Wait for the final model and the report."""
         self._wait("there is a report", (self.path / "report.html").exists, seconds)
 
-    def fail(self, words: str, seconds: float = 600.0) -> None:
+    def fail(self, words: str, seconds: float = 1000.0) -> None:
         """Wait until the log says so."""
         self._wait(f"the log says {words!r}", lambda: words in self.log, seconds)
 

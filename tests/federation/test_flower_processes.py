@@ -1,7 +1,6 @@
 """A real SuperLink and three SuperNodes, as processes on loopback over TLS: the simulator's model, whatever happens.
 
-Every test asserts the record and the final model. One deployment serves all of them: a second one beside it would leave
-two cores no time for either.
+Every test asserts the record and the final model. One deployment serves all of them, because starting it takes long.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def test_a_node_that_sends_rubbish_is_named_in_each_round_and_left_out(
 def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = ("federation.min_clients=1", "run.rounds=4")
+    alone = ("federation.min_clients=1", "run.rounds=4")  # two of three are lost in one round
     run = deployment.run("faults", set=" ".join(("deployment.deadline=60", *alone)))
     run.wait(round=1)
     deployment.signal("bob", signal.SIGSTOP)  # in round 2
@@ -122,7 +121,7 @@ def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     assert all("within 60 s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
     missing = {t: set(clients) for t, clients in failures(run.records).items()}
     assert missing[2] >= {1, 2}
-    assert not missing.get(4)
+    assert all(any(client not in missing.get(t, ()) for t in (3, 4)) for client in (1, 2)), "they are back"
     settings = deployment.folder / "app" / "settings.toml"
     model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing, *alone)
     assert run.model == model

@@ -6,6 +6,8 @@ Small enough for tests and examples, and needs no file.
 from __future__ import annotations
 
 import importlib.util
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,10 @@ def load(data_dir: Path | None = None, progress: bool = True) -> tuple[Dataset, 
         raise MissingExtraError("the digits data set", "digits")
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        table = np.loadtxt(path, delimiter=",")
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file
+            table = np.loadtxt(path, delimiter=",").reshape(1797, 65)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path}, scikit-learn's digits, cannot be read ({error}): install scikit-learn again"
         ) from error

@@ -188,8 +188,9 @@ def decode_artifact(data: bytes, most_parameters: int = MOST_PARAMETERS) -> Arti
         raise WireError("graph: it has no parameters")
     if layout.n + layout.b > most_parameters:
         raise WireError(f"graph: {layout.n + layout.b} parameters are more than the {most_parameters} that are allowed")
-    rows = tensors[0].get("weight", (0,))[0]  # two of them are for padding and for any other word
-    recipe = read_recipe(parse(texts["recipe"], "recipe"), _words(texts["words"], rows - 2))
+    rows = tensors[0]["weight"][0] if nodes[0].op == "embedding" else 0
+    most = max(rows - 2, 0)  # 0 is padding, 1 any other word
+    recipe = read_recipe(parse(texts["recipe"], "recipe"), _words(texts["words"], most))
     _check_recipe(recipe, shapes[0], shapes[-1], dtype)
     facts = read_facts(parse(texts["provenance"], "provenance"))
     mask = decode_mask(*reader.section("mask"), layout)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,15 @@ from numpy.typing import NDArray
 from ..errors import DataError, MissingExtraError
 from ..recipe import Recipe
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 __all__ = ["read_examples"]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_PIXELS = 1 << 26
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS: dict[Any, Any] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # its values -> Pillow's Transpose
 
 
 def read_examples(path: Path, recipe: Recipe, resize: bool = False) -> NDArray[Any] | list[str]:
@@ -55,7 +61,7 @@ def read_examples(path: Path, recipe: Recipe, resize: bool = False) -> NDArray[A
 
 def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise MissingExtraError("reading pictures", "export") from error
     shape = recipe.shape
@@ -65,11 +71,12 @@ def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
     colours = "RGB" if len(shape) == 3 and shape[0] == 3 else "L"
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged notes beside the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as stored:
                 if stored.width * stored.height > _MOST_PIXELS:
                     raise DataError(f"{path} has {stored.width} x {stored.height} pixels: make it smaller")
-                picture = ImageOps.exif_transpose(stored)  # a camera says how it was held
+                picture = _upright(stored)
                 if picture.mode.startswith(("I", "F")):
                     raise DataError(
                         f"{path} has more than 8 bits a pixel: bring it to 8 first, for it would be clipped"
@@ -97,6 +104,15 @@ def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
     if recipe.brightest not in (0, 255):
         pixels = pixels * (recipe.brightest / 255)
     return pixels.reshape(1, *shape)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a photograph as its camera says that it was held; what cannot be read of that is left aside."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, struct.error):
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _array(path: Path, recipe: Recipe) -> NDArray[Any]:
