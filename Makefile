@@ -1,7 +1,7 @@
 # FedSparsify's commands; "make" alone lists them.
 
 PYTHON ?= python3
-# Files are shared out to a process a core, in order: those that wait for other processes come first (tests/conftest.py).
+# Files are shared out to a process a core, in order: the one that waits for other processes comes early.
 PYTEST_ARGS ?= -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO_CONFIG ?= configs/fashion-mnist/demo.toml
 DEMO_ARGS ?=

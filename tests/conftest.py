@@ -1,4 +1,4 @@
-"""What every test stands on: one thread for PyTorch, no way to the network, files in the order that ends soonest."""
+"""What every test stands on: one thread for PyTorch, and no way to the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,6 @@ torch.set_num_threads(1)
 
 class NetworkUsedError(RuntimeError):
     """A test reached for the network. No OSError, so that code which handles failed downloads does not hide it."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: while they wait for other processes, other workers have the rest to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -193,12 +193,17 @@ class Deployment:
         )
 
     def give_key(self, key: Path) -> None:
-        """Give all sites, before they start, the clients' key, with which they train under encryption only."""
+        """Start all sites anew with the clients' key, after which they train under encryption only."""
         for name in SITES:
             folder = self.folder / "sites" / name
             shutil.copy(key, folder / "clients.key")
             conf = folder / "site.conf"
             conf.write_text(conf.read_text().replace('KEY=""', 'KEY="clients.key"'))
+            self.kill(name)
+        wait_for("all sites are gone", lambda: [node.get("status") for node in self.nodes()].count("online") == 0)
+        for name in SITES:
+            self.site(name)
+        self.wait_for_sites()
 
     def check_secrets(self) -> None:
         """Assert that no log and no file of a run holds a secret key."""

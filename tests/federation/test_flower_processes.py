@@ -1,6 +1,7 @@
 """A real SuperLink and three SuperNodes, as processes on loopback over TLS: the simulator's model, whatever happens.
 
-Every test asserts the record and the final model. One deployment serves all of them, because starting it takes long.
+Every test asserts the record and the final model. One deployment serves all of them: a second one beside it would leave
+two cores no time for either.
 """
 
 from __future__ import annotations
@@ -222,6 +223,23 @@ def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_
         deployment.kill(name)
         assert "Starting Flower SuperNode" in deployment.log(name), "it did try"
         assert "SuperNode ID" not in deployment.log(name), deployment.log(name)
+
+
+def test_encrypted_rounds_give_the_simulators_model_to_those_who_have_the_key(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = deployment.base / "clients.key"
+    deployment.own("keys", "new", str(key), "--participants", "3")
+    deployment.give_key(key)
+    overrides = ("encryption.scheme=bfv", "run.rounds=2")
+    run = deployment.run("encrypted", set=" ".join(overrides))
+    run.finish()
+    settings = deployment.folder / "app" / "settings.toml"
+    model, records = simulated(settings, tmp_path / "run", monkeypatch, None, *overrides)
+    assert without_time(run.records) == without_time(records)
+    assert not (run.path / "model.fsp").exists()  # the server has none
+    deployment.own("keys", "open", str(run.path), "--key", str(key))
+    assert run.model == model
 
 
 def test_no_log_and_no_run_directory_holds_a_secret(deployment: Deployment) -> None:
