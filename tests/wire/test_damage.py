@@ -186,10 +186,10 @@ def test_a_memory_vector_that_comes_twice_is_not_made_twice() -> None:
 @pytest.mark.parametrize("field", ["metrics", "memory"])
 def test_a_count_of_2_to_the_63_is_not_counted_to(field: str) -> None:
     data = of_network(LARGE, spec.CHECKPOINT, **{field: spec.varint(2**63 - 1)})
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WireError, match=f"^{field}: "):
         decode(data if field == "memory" else spec.seal(data[:-5]), LARGE)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
