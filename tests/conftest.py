@@ -1,8 +1,9 @@
-"""What every test stands on: one thread for PyTorch, and no way to the network."""
+"""What every test stands on: one thread for PyTorch, Ctrl-C that is heard, and no way to the network."""
 
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 
 # One thread a process: tests start worker processes, and the bits of a sum must not depend on the machine's cores.
 torch.set_num_threads(1)
+
+# Shells start what they put into the background deaf to Ctrl-C, and commands started by tests would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NetworkUsedError(RuntimeError):

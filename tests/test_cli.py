@@ -251,10 +251,11 @@ class Terminal:
             if not self._read(0.1):
                 assert happened(self.shown), self.text[-500:]
 
-    def finish(self) -> int:
+    def finish(self, seconds: float = 300) -> int:
         """Read to the end and return the exit code."""
+        deadline = time.monotonic() + seconds
         while self._read(60):
-            pass
+            assert time.monotonic() < deadline, self.text[-500:]
         return self.process.wait(60)
 
     def _read(self, seconds: float) -> bool:

@@ -23,6 +23,8 @@ from typing import Any
 SITES = ("ada", "bob", "cyd")
 # Starting a SuperLink, or a SuperNode until it is registered as connected, on a busy machine.
 PATIENCE = 300.0
+# From the end of ``flwr run`` to what a run leaves.
+GRACE = 60.0
 # A run waits for a lost reply for as long as ``deadline`` in ``expected.py``, and a test for longer than twice that.
 
 
@@ -106,6 +108,7 @@ class Deployment:
     Attributes:
         folder: what ``fedsparsify deploy init`` wrote.
         relays: by site.
+        stuck: a run did not do what its test waited for; the next ones would wait in vain too.
     """
 
     def __init__(self, base: Path, settings: str) -> None:
@@ -128,6 +131,7 @@ class Deployment:
             conf = self.folder / "sites" / site / "site.conf"
             conf.write_text(re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", conf.read_text()))
         self.relays = {site: Relay(self.port) for site in SITES}
+        self.stuck = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -166,6 +170,9 @@ class Deployment:
         with suppress(ProcessLookupError):
             os.killpg(self._processes[name].pid, number)
 
+    def ended(self, name: str) -> bool:
+        return self._processes[name].poll() is not None
+
     def kill(self, name: str) -> None:
         self.signal(name, signal.SIGKILL)
         self._processes.pop(name).wait()
@@ -187,10 +194,7 @@ class Deployment:
 
     def site(self, name: str, **variables: str) -> None:
         address = f"127.0.0.1:{self.relays[name].port}"
-        path = os.pathsep.join([str(Path(__file__).with_name("short_heartbeat")), self.environment["PYTHONPATH"]])
-        self.start(
-            name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, PYTHONPATH=path, **variables
-        )
+        self.start(name, ["sh", "start.sh"], self.folder / "sites" / name, SUPERLINK=address, **variables)
 
     def give_key(self, key: Path) -> None:
         """Start all sites anew with the clients' key, after which they train under encryption only."""
@@ -253,6 +257,7 @@ class Deployment:
 
     def run(self, out: str, app: str = "app", **config: str) -> Run:
         """Start a run into a directory of the SuperLink's; ``resume="true"`` goes on with it."""
+        assert not self.stuck, "a run before this one was stuck"
         given = {"out": out, **config}
         texts = [f"{key}={value}" if value == "true" else f'{key}="{value}"' for key, value in given.items()]
         name = f"run-{Path(out).name}-{len(list(self.base.glob('run-*')))}"
@@ -303,7 +308,12 @@ class Run:
         self._wait(f"the log says {words!r}", lambda: words in self.log, seconds)
 
     def _wait(self, what: str, ready: Callable[[], Any], seconds: float) -> None:
-        try:
-            wait_for(what, ready, seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}:\n{self.log[-3000:]}") from None
+        ended = float("inf")
+        until = time.monotonic() + seconds
+        while not ready():
+            if self._deployment.ended(self._log):  # the run, or only who followed it
+                ended = min(ended, time.monotonic())
+            if time.monotonic() > min(until, ended + GRACE):
+                self._deployment.stuck = True
+                raise AssertionError(f"{what} within {seconds:g} s, or {GRACE:g} s after its end:\n{self.log[-3000:]}")
+            time.sleep(0.1)
