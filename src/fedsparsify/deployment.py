@@ -151,6 +151,11 @@ def _check(settings: Settings, place: str) -> None:
         raise ConfigError(
             f"{place}: federation.clients = {clients}, but deployment.sites names {len(sites)}: make them as many"
         )
+    if settings.encryption.key:
+        raise ConfigError(
+            f"{place}: encryption.key names a file here, and the coordinator must have no key: leave it out; each site"
+            " names its own in site.conf (KEY)"
+        )
     if len(set(sites)) < len(sites):
         raise ConfigError(f"{place}: deployment.sites names a site twice: {', '.join(sites)}")
     if settings.partition.kind == "sites" and not sites:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import RunError
 
-__all__ = ["remove_leftovers", "replace_file", "write_atomically"]
+__all__ = ["new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -19,13 +21,31 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    _put(path, content, 0o666, os.replace)
+
+
+def new_private_file(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read: at any moment it is whole, or not there.
+
+    Raises:
+        FileExistsError: it is there already, and stays as it is.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    _put(path, content, 0o600, os.link)
+
+
+def _put(path: Path, content: bytes, mode: int, place: Callable[[Path, Path], None]) -> None:
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with suppress(FileNotFoundError):  # of a killed process that had our number
+            os.unlink(temporary)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        place(temporary, path)
     finally:
         with suppress(OSError):  # it was renamed, or there is no folder
             os.unlink(temporary)

@@ -22,7 +22,7 @@ keys = typer.Typer(
     help="Make, check and use the key that clients of an encrypted federation share.",
 )
 
-Scheme = Annotated[str, typer.Option(help="What encryption.scheme says in the settings.", metavar="bfv|ckks")]
+SCHEME = "What encryption.scheme says in the settings."
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The key's file.", show_default=False)]
 
 
@@ -32,7 +32,7 @@ def new(
     participants: Annotated[
         int, typer.Option(help="Clients that take part in a round, at most; more need a larger encryption.", min=2)
     ],
-    scheme: Scheme = "bfv",
+    scheme: Annotated[str, typer.Option(help=SCHEME, metavar="bfv|ckks")] = "bfv",
 ) -> None:
     """Make a key, at one of the sites; its owner alone can read the file.
 
@@ -54,17 +54,18 @@ def check(
     participants: Annotated[
         int | None, typer.Option(help="Clients that take part in a round.", min=2, show_default=False)
     ] = None,
-    scheme: Scheme = "bfv",
+    scheme: Annotated[str | None, typer.Option(help=SCHEME, metavar="bfv|ckks", show_default=False)] = None,
 ) -> None:
     """Check that a key's file is whole, private and fit, and say the identifier that all sites' keys must share."""
     from .secure import CIPHERS, Key
 
-    cipher, key = CIPHERS[_known(scheme)], Key.load(file)
-    fits = cipher.scheme(participants or 2)
-    if type(fits) is not type(key.scheme) or (participants is not None and fits != key.scheme):
+    key = Key.load(file)
+    wanted = _known(scheme or key.scheme.name)
+    people = participants or key.scheme.participants
+    if CIPHERS[wanted].scheme(people) != key.scheme:
         raise ConfigError(
-            f"{file}: a {_described(key)}, does not fit: make one by fedsparsify keys new FILE --participants"
-            f" {participants or key.scheme.participants} --scheme {scheme}"
+            f"{file}: a {_described(key)}, does not fit: make one by fedsparsify keys new FILE --participants {people}"
+            f" --scheme {wanted}"
         )
     _say(f"{file}: {_described(key)}")
 
@@ -78,8 +79,8 @@ def _known(scheme: str) -> str:
 
 
 def _described(key: Key) -> str:
-    name = "BFV" if hasattr(key.scheme, "modulus_bits") else "CKKS"
-    return f"{name} key {key.identifier.hex()}, for up to {key.scheme.participants} participants in a round"
+    kind, people = key.scheme.name.upper(), key.scheme.participants
+    return f"{kind} key {key.identifier.hex()}, for up to {people} participants in a round"
 
 
 @keys.command("open")
@@ -113,7 +114,7 @@ def open_(
     layout = ParameterLayout.of(models.build(settings.model.name, settings.run.seed, **settings.model.options))
     try:
         state = LockedStates(layout).read(data)
-        opened = open_model(Key.load(key), state.model, state.run, state.round, layout)
+        opened = open_model(Key.load(key, retired=True), state.model, state.run, state.round, layout)
     except WireError as error:
         raise DataError(f"{locked} cannot be opened with {key}: {error}") from error
     path = directory / "model.fsp"

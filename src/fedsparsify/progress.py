@@ -78,6 +78,14 @@ class ProgressDisplay:
                 highlight=False,
                 soft_wrap=True,
             )
+        if clipped := record.get("encryption", {}).get("clipped", 0):
+            self._console.print(
+                f"round {state.round}: {clipped} encrypted values were clipped to the bound: a larger encryption.bound"
+                " keeps them",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if self._live:
             self._progress.update(self._task, completed=state.round, status=status)
         else:

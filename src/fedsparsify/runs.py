@@ -29,6 +29,7 @@ from .federation.encrypted import (
     LockedStates,
     open_model,
 )
+from .federation.engine import taking_part
 from .federation.pool import default_workers
 from .layout import ParameterLayout
 from .secure import CIPHERS
@@ -243,7 +244,7 @@ def _drive_encrypted(
             keyring = _kept_keyring(experiment, run.path, state, keyring)
             transport: Transport = EncryptedTransport(simulator, _clients(experiment, simulator, keyring))
         else:
-            cipher.prepare(scheme, scheme.participants)
+            cipher.prepare(scheme, taking_part(experiment.clients, settings.federation.participation))
             transport = connect(layout, simulator.calibration)
         federation = EncryptedFederation(
             method=experiment.method,
@@ -251,6 +252,7 @@ def _drive_encrypted(
             transport=transport,
             cipher=cipher,
             scheme=scheme,
+            metric="accuracy" if experiment.split.test.num_classes else "mae",
             clients=experiment.clients,
             rounds=settings.run.rounds,
             seed=settings.run.seed,
@@ -272,9 +274,17 @@ def _clients(experiment: Experiment, simulator: Simulator, keyring: Keyring) -> 
     shared = WeakValueDictionary[str, ServerState]()
 
     def client(k: int) -> EncryptedClient:
-        examples = len(experiment.split.clients[k])
-        known = (k, examples, experiment.method, simulator.layout, initial, keyring, simulator.evaluate)
-        return EncryptedClient(*known, experiment.settings.federation.min_clients, shared)
+        return EncryptedClient(
+            index=k,
+            examples=len(experiment.split.clients[k]),
+            method=experiment.method,
+            layout=simulator.layout,
+            initial=initial,
+            keyring=keyring,
+            evaluate=simulator.evaluate,
+            least=experiment.settings.federation.min_clients,
+            shared=shared,
+        )
 
     return client
 

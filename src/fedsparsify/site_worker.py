@@ -118,9 +118,16 @@ def _encrypted(site: Site, make: Callable[[int], Client], prepared: Experiment, 
 
     def encrypted(client: int) -> EncryptedClient:
         own = make(client)
-        judge = partial(evaluate, own.tuner, test=prepared.split.test)
-        least = settings.federation.min_clients
-        return EncryptedClient(client, len(own.data), prepared.method, own.tuner.layout, initial, keyring, judge, least)
+        return EncryptedClient(
+            index=client,
+            examples=len(own.data),
+            method=prepared.method,
+            layout=own.tuner.layout,
+            initial=initial,
+            keyring=keyring,
+            evaluate=partial(evaluate, own.tuner, test=prepared.split.test),
+            least=settings.federation.min_clients,
+        )
 
     return EncryptedSite(site, encrypted)
 

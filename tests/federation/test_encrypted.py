@@ -126,7 +126,7 @@ class Crew:
 
     def federation(self, **settings: Any) -> EncryptedFederation:
         known: dict[str, Any] = {"clients": 4, "rounds": ROUNDS, "seed": 1, **settings}
-        known |= {"cipher": self.keyring.cipher, "scheme": self.keyring.scheme}
+        known |= {"cipher": self.keyring.cipher, "scheme": self.keyring.scheme, "metric": "accuracy"}
         return EncryptedFederation(self.method, LAYOUT, self.listen(), **known)
 
     def run(self, state: LockedState | None = None, **settings: Any) -> tuple[ServerState, list[dict[str, Any]]]:
@@ -438,7 +438,7 @@ def test_bytes_and_seconds_are_accounted_for(keyring: Keyring) -> None:
 
 
 def test_a_damaged_message_is_refused_whatever_is_damaged() -> None:
-    head = Order(kind="merge", round=3, client=1, run="ab" * 16, state="cd" * 16, examples=[(0, 10), (1, 11)])
+    head = Order(kind="merge", round=3, judge=1, run="ab" * 16, state="cd" * 16, examples=[(0, 10), (1, 11)])
     message = write(head, {"sum": b"12345", "mask": b"678"})
     assert read(message, Order)[1] == {"sum": b"12345", "mask": b"678"}
     for size in range(len(message)):
@@ -493,7 +493,15 @@ def test_a_model_that_cannot_be_is_refused_and_its_client_named(
     assert records[-1]["accuracy"] == pytest.approx(judged(undisturbed.model)["accuracy"], abs=0.5)
 
 
-@pytest.mark.parametrize("test", [{"round": 99.0}, {"accuracy": {"a": 1.0}}, {"metric": "x", "score": 1, "loss": 1}])
+@pytest.mark.parametrize(
+    "test",
+    [
+        {"round": 99.0},
+        {"accuracy": {"a": 1.0}},
+        {"metric": "x", "score": 1, "loss": 1},
+        {"metric": "mae", "score": 1.0, "loss": 1.0},  # of a classification
+    ],
+)
 def test_a_judge_cannot_write_into_records_what_he_likes(test: Any, keyring: Keyring) -> None:
     crew = Crew(global_method(), keyring)
 
@@ -543,21 +551,76 @@ def test_the_same_clients_begin_another_run(keyring: Keyring) -> None:
 
 def test_nothing_is_encrypted_twice_for_one_attempt(keyring: Keyring) -> None:
     crew = Crew(global_method(), keyring)
-    doubled: list[tuple[bytes, bytes]] = []
+    doubled: dict[int, list[bytes]] = {1: [], 2: []}
 
     def ask_again(order: bytes) -> bytes:
-        head = read(order, Order)[0]
-        if head.client == 1:
-            answers = [next(iter(crew.transport.exchange(2, {1: order}))).payload or b"" for _ in range(2)]
-            doubled.append((answers[0], answers[1]))
+        head, parts = read(order, Order)
+        for k in (1, 2):  # in other words, and after somebody else
+            asked = (order, write(head.model_copy(update={"judge": k}), parts))
+            doubled[k] += [next(iter(crew.transport.exchange(2, {k: one}))).payload or b"" for one in asked]
         return order
 
     crew.altered["train", 2] = ask_again
     crew.run()
-    ((one, other),) = doubled
-    assert one == other and read(one, Answer)[0].kind == "update"
+    for answers in doubled.values():
+        assert len(set(answers)) == 1 and read(answers[0], Answer)[0].kind == "update"
     attempts = {(h.round, h.attempt) for h in (read(order, Order)[0] for order in crew.sent[::2]) if h.kind != "begin"}
     assert len(attempts) == len({attempt for _, attempt in attempts}) == ROUNDS
+
+
+def test_an_attempt_that_comes_again_after_another_is_not_answered(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    old: list[bytes] = []
+    told: list[str] = []
+
+    def remember(order: bytes) -> bytes:
+        old.append(order)
+        return order
+
+    def repeat(order: bytes) -> bytes:
+        told.append(next(iter(crew.transport.exchange(3, {1: old[0]}))).failure)
+        return order
+
+    crew.altered["train", 2], crew.altered["merge", 3] = remember, repeat
+    crew.run()
+    assert all("that attempt was answered long ago" in failure for failure in told) and told
+
+
+def test_one_refusal_ends_the_use_of_the_key_by_all_clients_of_a_process(keyring: Keyring, tmp_path: Path) -> None:
+    folder = tmp_path / "sealed"
+    ours = replace(keyring, path=folder / "clients.key")  # there is no such folder, so that no mark can be left
+    crew = Crew(global_method(), ours)
+
+    def other_round(order: bytes) -> bytes:
+        head, parts = read(order, Order)
+        return write(head.model_copy(update={"attempt": "ab" * 16}), parts)
+
+    crew.altered["merge", 2] = other_round
+    with pytest.raises(FederationError, match=r"round 2: client 0 refuses the sum"):
+        crew.run()
+    assert ours.retired and str(folder) not in str(crew.sent[-1])
+    asked = crew.sent[-2]
+    assert read(next(iter(crew.transport.exchange(2, {3: asked}))).payload or b"", Answer)[0].kind == "refused"
+
+
+@pytest.mark.parametrize("missing", ["attempt", "state"])
+def test_an_order_without_its_sums_name_is_refused(missing: str, keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+
+    def cut(order: bytes) -> bytes:
+        head, parts = read(order, Order)
+        return write(head.model_copy(update={missing: None}), parts)
+
+    crew.altered["train", 2] = cut
+    with pytest.raises(TooFewClientsError, match="attempt and state are due"):
+        crew.run()
+
+
+def test_all_clients_are_sent_the_same_bytes(keyring: Keyring) -> None:
+    crew = Crew(global_method(), keyring)
+    crew.run(rounds=1)
+    merges = [order for order in crew.sent[::2] if read(order, Order)[0].kind == "merge"]
+    assert len(merges) == 4 and len(set(merges)) == 1
 
 
 def test_a_client_whose_examples_have_changed_is_named_and_takes_part_again(keyring: Keyring) -> None:

@@ -102,6 +102,17 @@ def test_an_upload_that_is_repeated_or_left_out_is_found(key: Key, uploads: list
         total_of([])
 
 
+def test_a_server_that_adds_what_check_values_cannot_see_is_found(key: Key, uploads: list[bytes]) -> None:
+    adder: Any = CKKS.adder(SCHEME, round=7, count=COUNT)
+    for client, upload in enumerate(uploads):
+        adder.take(client, upload)
+    shift = [0.0] * (SCHEME.values + 2)
+    shift[0], shift[1] = float(SCHEME.plain_modulus), -3.0 * SCHEME.plain_modulus  # nothing, modulo t
+    adder._total[0] = adder._total[0] + shift
+    with pytest.raises(TamperedError):
+        read_by(key, adder.sum())
+
+
 def test_values_that_do_not_fit_are_refused(key: Key) -> None:
     with pytest.raises(ArgumentError, match="between -8388606 and 8388606"):
         CKKS.encrypt(key, np.array([8_388_607]), client=0, round=7, context=RUN)

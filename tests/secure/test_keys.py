@@ -94,6 +94,43 @@ def test_a_file_that_is_no_sound_key_is_refused(key: Key, tmp_path: Path, change
         Key.load(path)
 
 
+def test_a_refused_key_is_not_read_but_the_next_one_in_its_place_is(key: Key, tmp_path: Path) -> None:
+    path = tmp_path / "clients.key"
+    key.save(path)
+    key.retire(path)
+    with pytest.raises(DataError, match=r"a sum was refused \(clients\.key\.refused says so\)"):
+        Key.load(path)
+    assert Key.load(path, retired=True) == key  # to open a model
+    path.unlink()
+    other = make_key(SCHEME)
+    other.save(path)
+    assert Key.load(path) == other
+    other.retire(path)
+    for again in (key, other):
+        path.unlink()
+        again.save(path)
+        with pytest.raises(DataError, match="must not be used again"):
+            Key.load(path)
+
+
+def test_a_killed_processs_leftover_is_in_nobodys_way(key: Key, tmp_path: Path) -> None:
+    path = tmp_path / "clients.key"
+    (tmp_path / f".clients.key.{os.getpid()}.tmp").write_bytes(b"half a key")
+    key.save(path)
+    assert Key.load(path) == key
+    assert [file.name for file in tmp_path.iterdir()] == ["clients.key"]
+
+
+@pytest.mark.parametrize("place", [".", "/", "clients.key/another.key"])
+def test_a_place_where_no_file_can_be_is_named(
+    key: Key, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    key.save(Path("clients.key"))
+    with pytest.raises(ArgumentError, match=f"^{place} cannot be written"):
+        key.save(Path(place))
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.key: the key cannot be read"):
         Key.load(tmp_path / "none.key")

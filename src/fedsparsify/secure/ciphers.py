@@ -59,7 +59,7 @@ class Cipher:
         decrypt: what it does with a sum.
         adder: makes what the server adds with, given parameters, ``round``, ``count`` and the ``key``'s identifier.
         upload: parameters and a number of values -> bytes of the largest upload of so many.
-        prepare: parameters and most participants -> nothing; raises where the server lacks what it adds with.
+        prepare: parameters and the number of participants -> nothing; raises where the server lacks what it adds with.
     """
 
     scheme: Callable[[int], AnyScheme]
@@ -82,15 +82,26 @@ def _prepare_bfv(scheme: Scheme, participants: int) -> None:
 
 
 def _prepare_ckks(scheme: CkksScheme, participants: int) -> None:
-    ckks.CkksAdder(scheme, round=0, count=0)
+    ckks.CkksAdder(scheme, round=0, count=0)  # there is no other way to add
 
 
 CIPHERS: dict[str, Cipher] = {
     "bfv": Cipher(
-        *(Scheme.of, sealing.make_key, sealing.encrypt, sealing.decrypt, partial(Adder, expand=sealing.expand)),
-        *(upload_size, _prepare_bfv),
+        scheme=Scheme.of,
+        make_key=sealing.make_key,
+        encrypt=sealing.encrypt,
+        decrypt=sealing.decrypt,
+        adder=partial(Adder, expand=sealing.expand),
+        upload=upload_size,
+        prepare=_prepare_bfv,
     ),
     "ckks": Cipher(
-        *(_ckks_scheme, ckks.make_key, ckks.encrypt, ckks.decrypt, ckks.CkksAdder, ckks.upload_size, _prepare_ckks)
+        scheme=_ckks_scheme,
+        make_key=ckks.make_key,
+        encrypt=ckks.encrypt,
+        decrypt=ckks.decrypt,
+        adder=ckks.CkksAdder,
+        upload=ckks.upload_size,
+        prepare=_prepare_ckks,
     ),
 }

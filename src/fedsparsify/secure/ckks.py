@@ -88,6 +88,8 @@ def decrypt(
         whole = np.rint(found)
         sound &= bool(np.abs(found - whole).max() < _OFF)
         values[i] = whole[: scheme.values].astype(np.int64)
+        # Check values are compared modulo t, and no honest sum is further out.
+        sound &= int(np.abs(values[i]).max()) <= (t - 1) // 2
         due = checks.of(i, values[i], who)
         sound &= np.array_equal(whole[scheme.values :].astype(np.int64) % t, due)
     flat = values.reshape(-1)

@@ -37,6 +37,10 @@ class FixedPoint:
             raise ArgumentError(f"{self.participants} participants leave no integer modulo {self.modulus} for values")
         if self.scale > 2.0**100:
             raise ArgumentError(f"bound = {self.bound} is too small: changes of parameters are larger")
+        if self.scale < 100.0:
+            raise ArgumentError(
+                f"bound = {self.bound} is too large: changes would be rounded to multiples of {1 / self.scale:.2g}"
+            )
 
     @property
     def scale(self) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError, DataError
+from ..files import new_private_file
 from .messages import pack, unpack
 from .scheme import AnyScheme, CkksScheme, Scheme
 
@@ -56,34 +57,36 @@ class Key:
         s = self.scheme
         kind = (s.modulus_bits, s.plain_bits, _BFV) if isinstance(s, Scheme) else (0, 0, _CKKS)
         body = _HEAD.pack(_MAGIC, s.ring.bit_length() - 1, *kind) + self.checking + self.secret
-        whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(body + hashlib.sha256(body).digest())
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(whole, path)  # the whole key or none, and never over another
+            new_private_file(path, body + hashlib.sha256(body).digest())
         except FileExistsError:
             raise ArgumentError(
                 f"{path} is there already: a key is never overwritten, for what it has encrypted would be lost"
             ) from None
         except OSError as error:
             raise ArgumentError(f"{path} cannot be written ({error.strerror})") from error
-        finally:
-            whole.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path) -> Key:
+    def load(cls, path: Path, *, retired: bool = False) -> Key:
         """Read a key's file.
 
+        Args:
+            path: the file.
+            retired: read a key too that must not be used for sums any more, see :meth:`retire`.
+
         Raises:
-            DataError: it is missing, damaged, no key, or can be read by others than its owner.
+            DataError: it is missing, damaged, no key, can be read by others than its owner, or is retired.
         """
-        if _mark(path).exists():
+        key = cls._read(path)
+        if not retired and key.identifier.hex() in _retired(path):
             raise DataError(
                 f"{path}: with this key a sum was refused ({_mark(path).name} says so), so it must not be used again:"
                 " make a new key, and find out who altered the sum"
             )
+        return key
+
+    @classmethod
+    def _read(cls, path: Path) -> Key:
         try:
             with open(path, "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
@@ -115,15 +118,17 @@ class Key:
             raise DataError(f"{path}: the key is of no use with its own parameters: restore it")
         return cls(scheme, secret, checking)
 
-    @staticmethod
-    def retire(path: Path) -> None:
-        """Leave a mark beside a key's file, so that :meth:`load` refuses it: a sum was altered.
+    def retire(self, path: Path) -> None:
+        """Note beside the key's file that :meth:`load` must refuse this key: a sum was altered.
 
         Raises:
             DataError: the folder cannot be written.
         """
         try:
-            _mark(path).touch()
+            with open(_mark(path), "a", encoding="ascii") as file:
+                file.write(f"{self.identifier.hex()}\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise DataError(f"{path}: it cannot be marked as refused ({error.strerror}): remove the key") from error
 
@@ -135,3 +140,15 @@ class Key:
 
 def _mark(path: Path) -> Path:
     return path.with_name(path.name + ".refused")
+
+
+def _retired(path: Path) -> list[str]:
+    """Return the identifiers of the keys that were refused in this place."""
+    try:
+        return _mark(path).read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(
+            f"{_mark(path)} cannot be read ({error.strerror}): it may say that the key is refused"
+        ) from error

@@ -98,6 +98,11 @@ class Scheme:
             )
 
     @property
+    def name(self) -> str:
+        """What configurations call this encryption."""
+        return "bfv"
+
+    @property
     def participants(self) -> int:
         """Most ciphertexts that may be added: K with 8 sqrt(K (21/2 + 1/12)) <= q / 2t."""
         room = self.modulus / (2 * self.plain_modulus)
@@ -172,6 +177,11 @@ class CkksScheme:
     """
 
     ring: int = 8192
+
+    @property
+    def name(self) -> str:
+        """What configurations call this encryption."""
+        return "ckks"
 
     @property
     def plain_modulus(self) -> int:

@@ -1,14 +1,15 @@
 """An encrypted federation: the server adds up what it cannot read, and clients hold the model.
 
-``server.py`` is the round loop, ``client.py`` what stands before a client, ``transport.py`` where that is,
-``messages.py`` what they say to each other. The encryption itself is ``secure/``, methods and training are those of any
-federation.
+``server.py`` is the round loop, ``state.py`` what it keeps, ``client.py`` what stands before a client, ``transport.py``
+where that is, ``messages.py`` what they say to each other. The encryption itself is ``secure/``, methods and training
+are those of any federation.
 """
 
 from __future__ import annotations
 
 from .client import EncryptedClient, Keyring, open_model
-from .server import EncryptedFederation, LockedState, LockedStates
+from .server import EncryptedFederation
+from .state import LockedState, LockedStates
 from .transport import EncryptedSite, EncryptedTransport
 
 __all__ = [

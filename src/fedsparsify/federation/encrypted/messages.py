@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...errors import ArgumentError, WireError
 from ..transport import clean
 
-__all__ = ["Answer", "AnswerKind", "Kept", "Order", "Verdict", "figure", "read", "value_of", "write"]
+__all__ = ["Answer", "AnswerKind", "Kept", "Metric", "Order", "Verdict", "figure", "read", "value_of", "write"]
 
 _MAGIC = b"FSX1"
 _HEAD = struct.Struct("<4sI")
@@ -47,14 +47,12 @@ class _Head(BaseModel):
 
     round: Count
     """The round that it belongs to."""
-    client: Count = 0
-    """Index of the client that is asked, or answers."""
     parts: dict[Literal["values", "sum", "model", "mask"], Size] = {}
     """Names and sizes of what follows the head; set by :func:`write`."""
 
 
 class Order(_Head):
-    """What the server asks of a client."""
+    """What the server asks of clients; all are sent the same bytes."""
 
     kind: Literal["begin", "train", "merge"]
     """``begin``: who are you; ``train`` on the last round's model; ``merge``: make this round's model of the sum."""
@@ -66,8 +64,8 @@ class Order(_Head):
     """Client and number of examples of each that is asked in this round, ascending."""
     attempt: Digest | None = None
     """Tells the sum that a ``train`` order asks for, and the ``merge`` order after it brings, from any other."""
-    judge: bool = False
-    """Whether this client evaluates the model, and sends it back locked."""
+    judge: Count | None = None
+    """Index of the client that evaluates the model, and sends it back locked."""
 
 
 AnswerKind = Literal["ready", "update", "merged", "lacking", "changed", "refused"]
@@ -100,6 +98,8 @@ class Verdict(BaseModel):
 class Answer(_Head):
     """What a client answers."""
 
+    client: Count
+    """Its index."""
     kind: AnswerKind
     """``lacking``: the model that the order starts from; ``changed``: the number of examples that it names is not mine;
     ``refused``: the sum was not what clients have encrypted."""

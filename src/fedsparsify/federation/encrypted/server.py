@@ -22,84 +22,14 @@ from ...algorithms import Method
 from ...errors import FederationError, WireError
 from ...layout import ParameterLayout
 from ...secure import AnyScheme, Cipher, Limbs
-from ...state import Mask
 from ..alignment import overlap
 from ..engine import Observer, Record, participants, too_few
 from ..transport import Reply, Transport, clean
 from .client import read_mask, write_mask
-from .messages import Answer, AnswerKind, Kept, Order, read, value_of, write
+from .messages import Answer, AnswerKind, Metric, Order, read, value_of, write
+from .state import LockedState
 
-__all__ = ["EncryptedFederation", "LockedState", "LockedStates"]
-
-
-@dataclass(frozen=True, eq=False)
-class LockedState:
-    """All that the server carries from one round to the next.
-
-    Attributes:
-        round: the last finished round.
-        run: tells this run from others under the same key.
-        key: identifier of the clients' key.
-        state: digest of the merged model, which only the key's holders can compute.
-        layers: parameters left in each layer.
-        model: the merged model, locked.
-        examples: client -> number of its examples, as far as they have been asked.
-        mask: bool[n], where the method makes masks public, else None.
-    """
-
-    round: int
-    run: str
-    key: str
-    state: str
-    layers: tuple[int, ...]
-    model: bytes
-    examples: Mapping[int, int]
-    mask: Mask | None = None
-
-    @property
-    def nonzero(self) -> int:
-        """Number of surviving parameters."""
-        return sum(self.layers)
-
-
-class LockedStates:
-    """How such states are written, see :class:`~fedsparsify.federation.checkpoint.Form`.
-
-    Args:
-        layout: the network that they are of.
-    """
-
-    def __init__(self, layout: ParameterLayout) -> None:
-        self._layout = layout
-        self._everywhere = np.ones(layout.n, np.bool_)
-
-    def write(self, state: LockedState) -> bytes:
-        """Return a state's bytes."""
-        head = Kept(
-            round=state.round,
-            run=state.run,
-            key=state.key,
-            state=state.state,
-            layers=list(state.layers),
-            examples=sorted(state.examples.items()),
-        )
-        parts = {"model": state.model}
-        if state.mask is not None:
-            parts["mask"] = write_mask(state.mask, self._everywhere, self._layout)
-        return write(head, parts)
-
-    def read(self, data: bytes) -> LockedState:
-        """Return the state.
-
-        Raises:
-            WireError: the bytes are malformed, or of another network.
-        """
-        head, parts = read(data, Kept)
-        mask = read_mask(parts["mask"], self._everywhere, self._layout) if "mask" in parts else None
-        if len(head.layers) != len(self._layout.parameters) or "model" not in parts:
-            raise WireError("message: it is of another network")
-        known = (head.round, head.run, head.key, head.state, tuple(head.layers), parts["model"])
-        return LockedState(*known, dict(head.examples), mask)
+__all__ = ["EncryptedFederation"]
 
 
 @dataclass(eq=False)
@@ -154,6 +84,7 @@ class EncryptedFederation:
         transport: reaches the clients.
         cipher: how they encrypt.
         scheme: with which parameters.
+        metric: what judges tell of a model, ``accuracy`` or ``mae``.
         clients: number of clients there are.
         rounds: T, the last round.
         seed: fixes who takes part.
@@ -166,6 +97,7 @@ class EncryptedFederation:
     transport: Transport
     cipher: Cipher
     scheme: AnyScheme
+    metric: Metric
     clients: int
     rounds: int
     seed: int
@@ -286,6 +218,8 @@ class EncryptedFederation:
             most = [int(np.count_nonzero(mask)) for mask in self.layout.split(after.mask).values()]
         elif after.layers and not self.method.regrows:
             most = after.layers
+        if answer.test is not None and answer.test.metric != self.metric:
+            raise WireError(f"message: test: it tells {answer.test.metric} where {self.metric} is due")
         fits = len(answer.layers) == len(most) and all(k <= n for k, n in zip(answer.layers, most, strict=True))
         if not fits or (after.mask is not None and list(answer.layers) != list(most)):
             raise WireError("message: layers: so many parameters cannot be left")
@@ -322,26 +256,24 @@ class EncryptedFederation:
         base, parts = question.base, question.parts
         known = [(k, base.examples[k]) for k in round.chosen if k in base.examples]
 
-        def order(k: int, **model: bytes) -> bytes:
-            head = Order(
-                kind=question.kind,
-                round=round.t,
-                client=k,
-                run=base.run,
-                state=base.state or None,
-                examples=known if question.kind != "begin" else [],
-                attempt=question.attempt,
-                judge=k == judge,
-            )
-            return write(head, {**parts, **model})
-
+        head = Order(
+            kind=question.kind,
+            round=round.t,
+            run=base.run,
+            state=base.state or None,
+            examples=known if question.kind != "begin" else [],
+            attempt=question.attempt,
+            judge=judge,
+        )
         again: dict[int, bytes] = {}
+        with_model = b""
         done = 0
-        for asked in ({k: order(k) for k in question.clients}, again):
+        for asked in (dict.fromkeys(question.clients, write(head, parts)), again):
             for reply in self._exchange(round, asked, parts):
                 answer = self._read(round, reply, question, last=asked is again)
                 if answer is not None and answer[0].kind == "lacking":
-                    again[reply.client] = order(reply.client, model=base.model)
+                    with_model = with_model or write(head, {**parts, "model": base.model})
+                    again[reply.client] = with_model
                     continue
                 done += 1
                 for observer in observers:
