@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def records(run: Path, *, timed: bool = False, resumed: bool = False) -> list[di
     return [{key: value for key, value in line.items() if not key.startswith(own)} for line in lines]
 
 
-def wait_until(happened: Callable[[], object], what: str, seconds: float = 300.0) -> None:
+def wait_until(happened: Callable[[], object], what: str, seconds: float = 1800.0) -> None:
     """Poll until something is true, and fail if it does not become so."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -194,6 +195,8 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid or self._process.pid, signal.SIGKILL)  # what a failed test has left running
         self._process.kill()
         self._process.communicate()
 

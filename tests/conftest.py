@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import socket
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # One thread a process: tests start worker processes, and the bits of a sum must not depend on the machine's cores.
 torch.set_num_threads(1)
+
+# Tests start hundreds of processes, which would compile all that they import where the environment forbids to keep it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A machine that does other things too must fail no test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Shells start what they put into the background deaf to Ctrl-C, and commands started by tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

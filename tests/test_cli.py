@@ -244,19 +244,19 @@ class Terminal:
     def __init__(self, handle: int, process: subprocess.Popen[bytes]) -> None:
         self.handle, self.process, self.shown = handle, process, ""
 
-    def read_until(self, happened: Callable[[str], object], seconds: float = 300) -> None:
+    def read_until(self, happened: Callable[[str], object], seconds: float = 1800) -> None:
         deadline = time.monotonic() + seconds
         while not happened(self.shown):
             assert time.monotonic() < deadline, self.text[-500:]
             if not self._read(0.1):
                 assert happened(self.shown), self.text[-500:]
 
-    def finish(self, seconds: float = 300) -> int:
+    def finish(self, seconds: float = 1800) -> int:
         """Read to the end and return the exit code."""
         deadline = time.monotonic() + seconds
         while self._read(60):
             assert time.monotonic() < deadline, self.text[-500:]
-        return self.process.wait(60)
+        return self.process.wait(seconds)
 
     def _read(self, seconds: float) -> bool:
         """Take what is there, and say whether there may be more."""

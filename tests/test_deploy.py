@@ -36,7 +36,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedsparsify import deploy
 from fedsparsify.config import load_settings
 from fedsparsify.errors import ArgumentError, FedSparsifyError, MissingExtraError, RunError
-from tests.commands import CONFIG, call, contents, write_config
+from tests.commands import CONFIG, call, contents, wait_until, write_config
 
 SITES = ("north", "south_2", "West-3")
 HOSTS = ("fl.example.org", "192.0.2.7", "2001:db8::7")
@@ -216,20 +216,20 @@ def run_script(script: Path, tools: Path, *arguments: str, **variables: str) -> 
         (tools / name).chmod(0o755)
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "", **variables}
     return subprocess.run(
-        [str(script), *arguments], cwd=tools, env=environment, capture_output=True, text=True, timeout=300
+        [str(script), *arguments], cwd=tools, env=environment, capture_output=True, text=True, timeout=1800
     )
 
 
 def test_a_supernode_that_has_ended_is_started_again_until_the_script_is_told_to_stop(tmp_path: Path) -> None:
     folder, tools = write(tmp_path), tmp_path / "tools"
     run_script(folder / "sites" / "north" / "start.sh", tools)
-    (tools / "fedsparsify").write_text("#!/bin/sh\necho started >>started\nexec sleep 30\n")
+    (tools / "fedsparsify").write_text("#!/bin/sh\necho started >>started\nexec sleep 300\n")
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RESTART": "0.1"}
     site = folder / "sites" / "north"
     script = subprocess.Popen([str(site / "start.sh")], env=environment, stderr=subprocess.DEVNULL)
 
     def started(times: int) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 240
         while len((site / "started").read_text().split() if (site / "started").exists() else []) < times:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -239,8 +239,14 @@ def test_a_supernode_that_has_ended_is_started_again_until_the_script_is_told_to
     os.kill(int(child), signal.SIGKILL)
     started(2)
     script.terminate()
-    assert script.wait(20) == 143
+    assert script.wait(240) == 143
     assert not subprocess.run(["pgrep", "-P", str(script.pid)], capture_output=True, text=True).stdout
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def moved(folder: Path, name: str = "it's a new place") -> Path:
@@ -332,7 +338,7 @@ def test_flower_accepts_the_app_and_packs_all_of_it(net: Path, tmp_path: Path) -
     command = [str(Path(sys.executable).parent / "flwr"), "build", "--app", str(net / "app")]
     own = {"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     built = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=1800
     )
     assert built.returncode == 0, built.stdout + built.stderr
     (bundle,) = tmp_path.glob("*.fab")
@@ -396,7 +402,7 @@ def gateway(tmp_path: Path) -> Iterator[Callable[[str, bytes], int]]:
     trusted = ssl.create_default_context(cafile=str(superlink / "ca.pem"))
 
     def ask(path: str, body: bytes) -> int:
-        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=300)
+        connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=1800)
         try:
             connection.putrequest("POST", path, skip_accept_encoding=True)
             connection.putheader("content-length", str(len(body)))
@@ -406,15 +412,12 @@ def gateway(tmp_path: Path) -> Iterator[Callable[[str, bytes], int]]:
             connection.close()
 
     try:
-        for _ in range(200):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
+        wait_until(lambda: listens(port), "nginx listens")
         Recorder.asked.clear()
         yield ask
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(1800)
         upstream.shutdown()
         upstream.server_close()
 

@@ -39,7 +39,7 @@ def test_own_data_trains_and_reports_in_under_forty_lines(tmp_path: Path) -> Non
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert (done.returncode, done.stderr) == (0, "")
     printed = re.fullmatch(

@@ -98,7 +98,7 @@ run.seed = [1, 2]
 """
 
 SEEDS = f"{BASE}\n[[sweep]]\nrun.seed = [1, 2, 3]\n"
-LONG = SEEDS.replace("rounds = 2", "rounds = 6").replace("[1, 2, 3]", "[1, 2]")
+LONG = SEEDS.replace("rounds = 2", "rounds = 20").replace("[1, 2, 3]", "[1, 2]")
 ONE = "fedsparsify-global_seed-1"
 
 

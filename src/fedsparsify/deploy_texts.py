@@ -241,15 +241,16 @@ if [ -n "$KEY" ] && ! [ -f "$KEY" ]; then
     exit 2
 fi
 # Flower's SuperNode (1.41) gives up when a connection breaks off in the middle of a handshake: it is started again.
-child=
+child=none
 stop() {{
     trap - INT TERM
-    [ -z "$child" ] || kill "$child" 2>/dev/null || :
+    [ "$child" = none ] || kill "${{child:-$!}}" 2>/dev/null || :
     wait
     exit 143
 }}
 trap stop INT TERM
 while :; do
+    child=  # $! until it is known
     fedsparsify deploy supernode --superlink "${{SUPERLINK:-{address}}}" --root-certificates ca.pem \\
         --auth-supernode-private-key node.key --port "$LOCAL_PORT" \\
         --node-config "data-dir=\\"$DATA\\" threads=$THREADS key=\\"$KEY\\"" "$@" &
@@ -258,6 +259,7 @@ while :; do
     wait "$child" || status=$?
     [ -n "$RESTART" ] || exit "$status"
     echo "$0: the SuperNode has ended with code $status and is started again in $RESTART s; Ctrl-C stops this" >&2
+    child=
     sleep "$RESTART" &
     child=$!
     wait "$child"

@@ -43,7 +43,7 @@ epochs = 1
 rounds = 5
 
 [deployment]
-patience = 60.0
+patience = 400.0
 deadline = 400.0
 """
 FASHION = DIGITS.replace("digits", "fashion-mnist").replace("inputs = 64", "inputs = 784").replace("-local", "-global")

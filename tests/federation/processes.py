@@ -5,6 +5,7 @@ Every SuperNode reaches the SuperLink through a relay of its own, which counts b
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 SITES = ("ada", "bob", "cyd")
-# Starting a SuperLink, or a SuperNode until it is registered as connected, on a busy machine.
-PATIENCE = 300.0
+# Limits are for what hangs, not for what a busy machine is slow at. Here: starting a SuperLink, or SuperNodes until they
+# are connected.
+PATIENCE = 1800.0
+# A run until its end or a round of it; it waits for a lost reply for as long as ``deadline`` in ``expected.py``.
+RUN = 1800.0
 # From the end of ``flwr run`` to what a run leaves.
-GRACE = 60.0
-# A run waits for a lost reply for as long as ``deadline`` in ``expected.py``, and a test for longer than twice that.
+GRACE = 300.0
 
 
 def free_port() -> int:
@@ -34,13 +37,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(what: str, ready: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_for(what: str, ready: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.1) -> Any:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if found := ready():
             return found
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"{what} within {seconds:g} s")
+
+
+def end_with_parent() -> None:
+    """Have this process be told to end when the tests are killed: nobody else would stop what starts itself again."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Relay:
@@ -132,6 +140,7 @@ class Deployment:
             conf.write_text(re.sub(r"LOCAL_PORT=\d+", f"LOCAL_PORT={free_port()}", conf.read_text()))
         self.relays = {site: Relay(self.port) for site in SITES}
         self.stuck = False
+        self._runs: list[Run] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -163,6 +172,7 @@ class Deployment:
                 stderr=log,
                 env=self.environment | variables,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
 
     def signal(self, name: str, number: int) -> None:
@@ -204,7 +214,7 @@ class Deployment:
             conf = folder / "site.conf"
             conf.write_text(conf.read_text().replace('KEY=""', 'KEY="clients.key"'))
             self.kill(name)
-        wait_for("all sites are gone", lambda: [node.get("status") for node in self.nodes()].count("online") == 0)
+        self.wait_for_sites(0)
         for name in SITES:
             self.site(name)
         self.wait_for_sites()
@@ -226,6 +236,9 @@ class Deployment:
             assert not any(secret in text for secret in secrets), path
 
     def up(self) -> None:
+        for program in ("flwr-clientapp", "flwr-serverapp"):  # started slowly once, and fast from then on
+            command = [str(Path(sys.executable).parent / program), "--help"]
+            subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=PATIENCE)
         self.superlink()
         self.register()
         for name in SITES:
@@ -251,9 +264,10 @@ class Deployment:
 
     def wait_for_sites(self, count: int = len(SITES)) -> None:
         def online() -> bool:
-            return [node.get("status") for node in self.nodes()].count("online") == count
+            nodes = self.nodes()  # none where Flower did not answer
+            return bool(nodes) and [node.get("status") for node in nodes].count("online") == count
 
-        wait_for(f"{count} SuperNodes are online", online)
+        wait_for(f"{count} SuperNodes are online", online, pause=2.0)
 
     def run(self, out: str, app: str = "app", **config: str) -> Run:
         """Start a run into a directory of the SuperLink's; ``resume="true"`` goes on with it."""
@@ -266,7 +280,13 @@ class Deployment:
             ["sh", "flwr.sh", "run", str(self.folder / app), "--run-config", " ".join(texts), "--stream"],
             self.folder / "admin",
         )
-        return Run(self, name, self.folder / "superlink" / out)
+        self._runs.append(Run(self, name, self.folder / "superlink" / out))
+        return self._runs[-1]
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of the slowest round so far."""
+        return max((record["seconds_round"] for run in self._runs for record in run.records), default=0.0)
 
     def close(self) -> None:
         for name in list(self._processes):
@@ -295,15 +315,15 @@ class Run:
     def model(self) -> bytes:
         return (self.path / "model.fsp").read_bytes()
 
-    def wait(self, round: int, seconds: float = 1000.0) -> None:
+    def wait(self, round: int, seconds: float = RUN) -> None:
         """Wait until a round is recorded; the next one then begins."""
         self._wait(f"round {round} is recorded", lambda: len(self.records) > round, seconds)
 
-    def finish(self, seconds: float = 1000.0) -> None:
+    def finish(self, seconds: float = RUN) -> None:
         """Wait for the final model and the report."""
         self._wait("there is a report", (self.path / "report.html").exists, seconds)
 
-    def fail(self, words: str, seconds: float = 1000.0) -> None:
+    def fail(self, words: str, seconds: float = RUN) -> None:
         """Wait until the log says so."""
         self._wait(f"the log says {words!r}", lambda: words in self.log, seconds)
 

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("flwr")  # the extra "flower"
 
 from tests.federation.expected import DIGITS, failures, reasons, simulated, without_time
-from tests.federation.processes import SITES, Deployment, free_port, wait_for
+from tests.federation.processes import Deployment, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -30,16 +30,22 @@ SHORT = "run.rounds=3"
 def test_five_rounds_of_fashion_mnist_give_the_simulators_model_and_records_bit_for_bit(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = sum(relay.bytes for relay in deployment.relays.values())
+    def on_the_wire() -> int:
+        return sum(relay.bytes for relay in deployment.relays.values())
+
+    before = on_the_wire()
+    time.sleep(10)
+    a_second = (on_the_wire() - before) / 10  # SuperNodes ask for work, and say that they live
+    before, started = on_the_wire(), time.monotonic()
     run = deployment.run("five", settings="fashion.toml")
     run.finish()
-    on_the_wire = sum(relay.bytes for relay in deployment.relays.values()) - before
+    sent = on_the_wire() - before - a_second * (time.monotonic() - started)
     model, records = simulated(deployment.folder / "app" / "fashion.toml", tmp_path / "run", monkeypatch)
     assert run.model == model
     assert without_time(run.records) == without_time(records)
     assert failures(run.records) == {}
     payload = sum(record["bytes_up"] + record["bytes_down"] for record in records)
-    assert payload < on_the_wire < 1.1 * payload
+    assert payload < sent < 1.1 * payload
 
 
 RUBBISH = '''
@@ -108,7 +114,8 @@ def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ("federation.min_clients=1", "run.rounds=4")  # two of three are lost in one round
-    run = deployment.run("faults", set=" ".join(("deployment.deadline=60", *alone)))
+    deadline = round(max(60.0, 3 * deployment.slowest))
+    run = deployment.run("faults", set=" ".join((f"deployment.deadline={deadline}", *alone)))
     run.wait(round=1)
     deployment.signal("bob", signal.SIGSTOP)  # in round 2
     deployment.kill("cyd")  # all that it held is lost
@@ -119,7 +126,7 @@ def test_killed_slow_and_returning_nodes_are_named_and_the_run_goes_on(
     # Flower notices after a while that a SuperNode is gone; the deadline may come first. On a busy machine others may
     # be late too: whoever is named is taken out of the run that is compared with.
     why = {failure["reason"] for record in run.records for failure in record["failures"]}
-    assert all("within 60 s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
+    assert all(f"within {deadline} s (deployment.deadline)" in reason or "Node Unavailable" in reason for reason in why)
     missing = {t: set(clients) for t, clients in failures(run.records).items()}
     assert missing[2] >= {1, 2}
     assert all(any(client not in missing.get(t, ()) for t in (3, 4)) for client in (1, 2)), "they are back"
@@ -151,7 +158,7 @@ def test_a_server_that_is_killed_goes_on_bit_for_bit_after_its_restart(
     killed.wait(round=1)
     deployment.kill("superlink")
     kept = len(killed.records)
-    assert kept == 2
+    assert 2 <= kept < 4
     deployment.superlink()
     deployment.wait_for_sites()
     run = deployment.run("killed", resume="true", set=SHORT)
@@ -184,8 +191,9 @@ def test_a_full_disk_stops_the_run_with_the_command_that_goes_on(
         (disk / "filler").unlink()
         run = deployment.run(str(disk / "run"), resume="true", set=SHORT)
         run.finish()
-        assert failures(run.records) == {}
-        model, _ = simulated(deployment.folder / "app" / "settings.toml", tmp_path / "run", monkeypatch, {}, SHORT)
+        missing = {t: set(clients) for t, clients in failures(run.records).items()}
+        settings = deployment.folder / "app" / "settings.toml"
+        model, _ = simulated(settings, tmp_path / "run", monkeypatch, missing, SHORT)
         assert run.model == model
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
@@ -215,13 +223,14 @@ def test_who_is_not_registered_or_trusts_another_authority_or_speaks_plainly_is_
     for name, arguments in strangers.items():
         port = ("--port", str(free_port()))
         deployment.start(name, [*program, "--max-retries", "1", *arguments, *port], deployment.base)
+    tried = "Starting Flower SuperNode"
+    wait_for("they try", lambda: all(tried in deployment.log(name) for name in strangers))
     words = ("not registered", "UNAUTHENTICATED", "CERTIFICATE_VERIFY_FAILED", "Unauthorized", "401", "403")
     with suppress(AssertionError):  # not all of them say so
         wait_for("they are refused", lambda: all(any(w in deployment.log(n) for w in words) for n in strangers), 30)
-    assert sum(node["status"] == "online" for node in deployment.nodes()) == len(SITES)
+    deployment.wait_for_sites()  # and nobody else
     for name in strangers:
         deployment.kill(name)
-        assert "Starting Flower SuperNode" in deployment.log(name), "it did try"
         assert "SuperNode ID" not in deployment.log(name), deployment.log(name)
 
 

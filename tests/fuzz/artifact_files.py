@@ -171,7 +171,7 @@ def fuzz(files: int, seed: int, start: int = 0, fail: Callable[[int, bytes, str]
         data = mutate(random.Random(seed << 40 | number), seeds)
         figures.files += 1
         if number % 1000 == 0:
-            faulthandler.dump_traceback_later(120, exit=True)  # for a reading that never ends
+            faulthandler.dump_traceback_later(1800, exit=True)  # for a reading that never ends
         measured = number % 16 == 0
         if measured:
             tracemalloc.start()

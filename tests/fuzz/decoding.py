@@ -102,7 +102,7 @@ def fuzz(messages: int, seed: int, start: int = 0, fail: Callable[[int, bytes, s
             reference = rng.choice((None, references.get(origin.layout)))
         figures.messages += 1
         if number % 1000 == 0:
-            faulthandler.dump_traceback_later(120, exit=True)  # for a decoding that never ends
+            faulthandler.dump_traceback_later(1800, exit=True)  # for a decoding that never ends
         read = partial(_read, data, origin.layout, reference)
         figures.attempt(number, data, read, named=_NAMED, slow=SLOW, fail=failed)
         if number % _MEASURED == 0:

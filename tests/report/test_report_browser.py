@@ -66,7 +66,7 @@ def open_page(page: Path, tmp_path: Path, *options: str) -> tuple[str, list[str]
         "--dump-dom",
         page.resolve().as_uri(),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=True)
     return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
 
 

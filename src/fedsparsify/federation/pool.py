@@ -106,7 +106,9 @@ class Pool:
                     try:
                         answer = ready.recv_bytes()
                     except (EOFError, OSError):
-                        result: bytes | JobFailure = self._bury(ready)
+                        result: bytes | JobFailure = self._bury(
+                            ready, 10.0
+                        )  # it has closed its end, and is about to go
                         idle.append(self._start())
                     else:
                         body = answer[1:]
@@ -156,10 +158,10 @@ class Pool:
         self._workers[ours] = process
         return ours
 
-    def _bury(self, connection: Connection) -> JobFailure:
+    def _bury(self, connection: Connection, seconds: float = 0.2) -> JobFailure:
         process = self._workers.pop(connection)
         connection.close()
-        process.join(0.2)
+        process.join(seconds)
         died = process.exitcode is not None
         process.kill()
         process.join()

@@ -24,6 +24,9 @@ from ..errors import FederationError
 
 __all__ = ["ask", "place", "serve"]
 
+# A Unix socket's path has at most 107 bytes on Linux, and 103 elsewhere.
+_LONGEST = 103
+
 _SAME, _OTHER = b"same", b"other"
 _GONE = "the site's worker process ended before it answered (out of memory, or killed)"
 
@@ -36,6 +39,8 @@ def place(owner: str) -> Path:
     """
     name = hashlib.sha256(owner.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"fedsparsify-{os.getuid()}-{name}"
+    if len(os.fsencode(folder / "socket")) > _LONGEST:
+        folder = Path("/tmp") / folder.name
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
