@@ -209,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
     except FedSparsifyError as error:
         _fail(str(error))
+    except MemoryError as error:
+        _fail(f"there is not enough memory ({error or 'no more is said'}): give less at once, or use a larger machine")
     except OSError as error:
         _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror}): choose another path, or mend this one")
     sys.exit(0)

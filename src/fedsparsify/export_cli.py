@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import ArgumentError, DataError, RunError
-from .files import replace_file
+from .files import check_target, replace_file
 from .terminal import PLAIN, new_console
 
 if TYPE_CHECKING:
@@ -28,10 +29,16 @@ Model = Annotated[
 ]
 _ENDINGS = {"sparse": ".fsz", "onnx": ".onnx", "safetensors": ".safetensors"}
 
+# What a run directory holds of its own.
+_OF_A_RUN = ("config.toml", "run.json", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.", show_default=False)],
-    format: Annotated[Format, typer.Option(help="What to write.")] = "sparse",
+    format: Annotated[
+        Format | None,
+        typer.Option(help="What to write; by default what FILE's ending says, else sparse.", show_default=False),
+    ] = None,
     values: Annotated[
         Literal["float32", "float16", "int8"],
         typer.Option(help="Round the values of a sparse file; the change of its score is measured and shown."),
@@ -41,7 +48,11 @@ def export(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The file; by default RUN/model.fsz and so on.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="The file; by default RUN/model.fsz, RUN/model-int8.fsz, RUN/model-compact.onnx and so on.",
+            show_default=False,
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Folder with the data files.", show_default=False)
@@ -53,6 +64,7 @@ def export(
 
     A sparse file holds all that predictions need and loads without torch (docs/export.md).
     """
+    format = _format(format, out)
     if compact and format == "sparse":
         raise ArgumentError(
             "--compact is for onnx and safetensors: a sparse file's engine removes dead units by itself"
@@ -62,12 +74,14 @@ def export(
     from .export.artifact import encode_artifact
     from .export.safetensors_file import dense_size
     from .finished import load_finished
-    from .progress import describe_bytes
+    from .progress import describe_bytes, describe_ratio
 
+    variant = "-compact" if compact else "" if values == "float32" else f"-{values}"
+    path = out or run / f"model{variant}{_ENDINGS[format]}"
+    check_target(path)
+    if path.name in _OF_A_RUN and path.resolve().parent == run.resolve():
+        raise ArgumentError(f"{path} is the run's own: name another file")
     finished = load_finished(run, data_dir)
-    path = out or run / f"model{_ENDINGS[format]}"
-    if path.is_dir():
-        raise ArgumentError(f"{path} is a directory: name a file")
     if format == "sparse":
         data = encode_artifact(finished.artifact, values)
     else:
@@ -80,7 +94,7 @@ def export(
     whole = dense_size(graph)
     console = new_console()
     console.print(
-        f"{path}: {describe_bytes(len(data))}, {_beside(len(data), whole)} dense safetensors file's"
+        f"{path}: {describe_bytes(len(data))}, {describe_ratio(len(data), whole)} of the dense safetensors file's"
         f" {describe_bytes(whole)}; {graph.nonzero:,} of {graph.parameters:,} parameters",
         markup=False,
         highlight=False,
@@ -88,6 +102,14 @@ def export(
     )
     if format == "sparse":
         console.print(_scores(finished, values), markup=False, highlight=False, soft_wrap=True)
+
+
+def _format(format: Format | None, out: Path | None) -> Format:
+    """Return the format that is asked for, by name or by a file's ending."""
+    named = {ending: name for name, ending in _ENDINGS.items()}.get(out.suffix.lower() if out else "")
+    if format is not None and named is not None and format != named:
+        raise ArgumentError(f"{out} is named like {named}, but --format says {format}: change one of them")
+    return format or named or "sparse"  # type: ignore[return-value]
 
 
 def _dense(finished: Finished, format: Format, compact: bool) -> bytes:
@@ -98,10 +120,6 @@ def _dense(finished: Finished, format: Format, compact: bool) -> bytes:
     if format == "onnx":
         return encode_onnx(finished.artifact.graph, compact)
     return encode_compact(finished.artifact.graph, facts) if compact else encode_state(finished.state, facts)
-
-
-def _beside(size: int, whole: int) -> str:
-    return f"1/{whole / size:.1f} of the" if 2 * size <= whole else f"{size / whole:.0%} of the"
 
 
 def _scores(finished: Finished, values: Any) -> str:
@@ -147,13 +165,14 @@ def predict(
             raise DataError(f"{path}: {error}") from error
         entries += _entries(path, prediction, top)
     if format == "json":
-        sys.stdout.write(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print_rows(_rows(entries), plain=format == "csv")
 
 
 def _entries(path: Path, prediction: Prediction, top: int) -> list[dict[str, Any]]:
-    places: list[dict[str, Any]] = [{"file": str(path), "example": i} for i in range(len(prediction))]
+    name = os.fsencode(path).decode(errors="replace")  # names of files may be any bytes
+    places: list[dict[str, Any]] = [{"file": name, "example": i} for i in range(len(prediction))]
     if prediction.probabilities is None:
         values = prediction.scores.reshape(len(prediction), -1).astype(float).tolist()
         return [{**place, "values": row} for place, row in zip(places, values, strict=True)]
@@ -232,8 +251,9 @@ def benchmark(
             table.add_row(str(size), row.program, call, speed, f"{dense.seconds / row.seconds:.2f}")
     console = new_console()
     graph = loaded.graph
+    threads = "one thread" if loaded.backend == "native" else "in NumPy with its own threads"
     console.print(
-        f"{model}: {graph.nonzero:,} of {graph.parameters:,} parameters, one thread",
+        f"{model}: {graph.nonzero:,} of {graph.parameters:,} parameters, {threads}",
         markup=False,
         highlight=False,
         soft_wrap=True,

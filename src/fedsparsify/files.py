@@ -8,9 +8,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import RunError
+from .errors import ArgumentError, RunError
 
-__all__ = ["new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
+__all__ = ["check_target", "new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
+
+
+def check_target(path: Path, *inputs: Path) -> None:
+    """Refuse to write where something would be lost that nobody means to replace.
+
+    Args:
+        path: what is to be written.
+        inputs: what it is made of.
+
+    Raises:
+        ArgumentError: it is a folder, a device or the like, one of the inputs, or a message or checkpoint of a run.
+    """
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a directory: name a file")
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"{path} is no ordinary file: name another")
+    if any(path.exists() and path.samefile(source) for source in inputs):
+        raise ArgumentError(f"{path} is the file that it would be made of: name another")
+    if path.exists():
+        with open(path, "rb") as file:
+            if b"FSPM" in file.read(36):  # after a checkpoint's digest
+                raise ArgumentError(f"{path} is a model or checkpoint of a run: name another file")
 
 
 def replace_file(path: Path, content: bytes) -> None:

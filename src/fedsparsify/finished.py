@@ -44,15 +44,20 @@ class Finished:
     state: Mapping[str, NDArray[Any]]
 
 
-def load_finished(run: Path, data_dir: Path | None = None) -> Finished:
+def load_finished(
+    run: Path, data_dir: Path | None = None, *, network: Any = None, test: Dataset | None = None
+) -> Finished:
     """Read a run directory whose rounds are all done.
 
     Args:
         run: the directory.
         data_dir: folder with the data files, in place of that in the run's configuration.
+        network: of a run that was started from Python its ``torch.nn.Module``, which gets the final parameters.
+        test: of such a run its test set.
 
     Raises:
-        RunError: it is no run directory, is not finished, or was started from Python.
+        RunError: it is no run directory, is not finished, or was started from Python and ``network`` or ``test`` is
+            missing.
         DataError: the data set is not here; its normalisation belongs to the model.
         ArgumentError: the network does something that cannot be exported.
     """
@@ -61,13 +66,18 @@ def load_finished(run: Path, data_dir: Path | None = None) -> Finished:
     settings = load_settings(run / "config.toml")
     path = run / "model.fsp"
     if not path.is_file():
-        raise RunError(f"{run} is not finished: it holds no model.fsp; go on with it by fedsparsify resume {run}")
-    if OWN in (settings.data.name, settings.model.name):
+        remedy = f"go on with it by fedsparsify resume {run}"
+        if not (run / "checkpoint.fsp").is_file():
+            remedy = "these are records only: run its config.toml again"
+        raise RunError(f"{run} is not finished: it holds no model.fsp; {remedy}")
+    if (settings.model.name == OWN and network is None) or (settings.data.name == OWN and test is None):
         raise RunError(
-            f"{run} was started from Python, so its network and data are not known here: export it there"
-            " (docs/export.md says how)"
+            f"{run} was started from Python, so its network and data are not known here: export it there by"
+            " load_finished(run, network=..., test=...) (docs/export.md, Your own network and data)"
         )
-    module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
+    module = network
+    if module is None:
+        module = models.build(settings.model.name, settings.run.seed, **settings.model.options)
     layout = ParameterLayout.of(module)
     try:
         message = decode(path.read_bytes(), layout, expected=Kind.MODEL)
@@ -75,8 +85,9 @@ def load_finished(run: Path, data_dir: Path | None = None) -> Finished:
         raise RunError(
             f"{path} cannot be used ({error}): restore it, or delete it and run fedsparsify resume {run}"
         ) from error
-    folder = data_dir or (Path(settings.data.dir).expanduser() if settings.data.dir else None)
-    _, test = data.load(settings.data.name, folder, options=settings.data.options)
+    if test is None:
+        folder = data_dir or (Path(settings.data.dir).expanduser() if settings.data.dir else None)
+        _, test = data.load(settings.data.name, folder, options=settings.data.options)
     layout.write(module, message.model.w, message.model.buffers)
     try:
         graph = trace(module, test.x.shape[1:])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import ArgumentError, RunError, WireError
-from .files import replace_file
+from .files import check_target, replace_file
 from .terminal import PLAIN, new_console
 
 if TYPE_CHECKING:
@@ -91,8 +91,10 @@ def _explain_model(path: Path, content: bytes, picture: Path | None) -> None:
     from .export.artifact import decode_artifact, section_sizes
     from .export.engine import Engine
     from .export.safetensors_file import dense_size
-    from .progress import describe_bytes
+    from .progress import describe_bytes, describe_ratio
 
+    if picture is not None:
+        check_target(picture, path)
     try:
         artifact = decode_artifact(content)
     except WireError as error:
@@ -103,11 +105,11 @@ def _explain_model(path: Path, content: bytes, picture: Path | None) -> None:
     engine = Engine(graph)
     size, left, n = describe_bytes(len(content)), graph.nonzero, graph.parameters
     facts = (
-        f"{path}: {size}, 1/{whole / len(content):.1f} of {describe_bytes(whole)} as dense safetensors",
+        f"{path}: {size}, {describe_ratio(len(content), whole)} of {describe_bytes(whole)} as dense safetensors",
         f"{left:,} of {n:,} parameters left (sparsity {1 - left / n:.4f})",
         f"{recipe.kind} of shape {list(recipe.shape)} in, {answer} out",
         "runs on the sparse kernels" if engine.backend == "native" else f"runs in NumPy, because {engine.why}",
-        "; ".join(f"{name} {value}" for name, value in artifact.provenance.items()),
+        *(["; ".join(f"{name} {value}" for name, value in artifact.provenance.items())] if artifact.provenance else []),
     )
     if picture is not None:
         from .export.picture import mask_picture

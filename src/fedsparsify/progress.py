@@ -12,7 +12,7 @@ from rich.table import Column
 from .federation.engine import Record
 from .state import ServerState
 
-__all__ = ["ProgressDisplay", "describe_bytes", "describe_seconds"]
+__all__ = ["ProgressDisplay", "describe_bytes", "describe_ratio", "describe_seconds"]
 
 
 class ProgressDisplay:
@@ -110,6 +110,15 @@ def describe_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
+
+
+def describe_ratio(part: int, whole: int) -> str:
+    """Return how large a part is: in words that suit small ones, else in per cent.
+
+    >>> describe_ratio(10, 200), describe_ratio(150, 200)
+    ('1/20.0', '75%')
+    """
+    return f"1/{whole / part:.1f}" if 2 * part <= whole else f"{part / whole:.0%}"
 
 
 def describe_seconds(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -121,8 +122,11 @@ class Recipe:
     def _texts(self, raw: NDArray[Any] | Sequence[str]) -> Floats:
         if isinstance(raw, str) or not all(isinstance(t, str) for t in raw):
             raise ArgumentError("the examples must be a list of texts")
-        numbers = {word: number for number, word in enumerate(self.words, start=2)}
-        return text.encode([text.words(t) for t in raw], numbers, self.length)
+        return text.encode([text.words(t) for t in raw], self._numbers, self.length)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, start=2)}
 
 
 def _summed(example: NDArray[Any], k: int) -> NDArray[Any]:

@@ -92,6 +92,23 @@ def test_a_sparse_file_predicts_what_the_run_recorded(here: Path) -> None:
     assert len(str(model.provenance["configuration"])) == 64 and model.graph.nonzero == last["nonzero"]
 
 
+def test_each_variant_has_a_file_of_its_own(here: Path) -> None:
+    for arguments in (
+        ("--format", "onnx"),
+        ("--format", "onnx", "--compact"),
+        ("--format", "safetensors"),
+        ("--format", "safetensors", "--compact"),
+        ("--values", "int8"),
+        ("--out", "elsewhere.onnx"),
+    ):
+        good(call("export", "run", *arguments))
+    names = {path.name for path in (here / "run").glob("model*")} - {"model.fsp"}
+    stems = ("model", "model-compact")
+    dense = {f"{stem}{ending}" for stem in stems for ending in (".onnx", ".safetensors")}
+    assert names == dense | {"model.fsz", "model-int8.fsz"}
+    assert (here / "elsewhere.onnx").read_bytes() == (here / "run" / "model.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("values", ["float16", "int8"])
 def test_the_price_of_rounding_is_shown(here: Path, values: str) -> None:
     out = good(call("export", "run", "--values", values, "--out", "small.fsz"))
@@ -208,6 +225,19 @@ def test_columns_are_found_by_their_names(here: Path) -> None:
     assert "value" in good(call("predict", "table.fsz", "people.csv"))
 
 
+@pytest.mark.parametrize("header", ["c,b,a,sex", " C,B , A,Sex"])
+def test_columns_are_found_however_their_names_are_written(header: str, here: Path) -> None:
+    (here / "a.csv").write_text(f"{header}\n3,2,1,0\n")
+    (found,) = json.loads(good(call("predict", "table.fsz", "a.csv", "--format", "json")))
+    np.testing.assert_allclose(found["values"], SparseModel(ARTIFACTS["table"]).predict([[0, 1, 2, 3]]).scores[0])
+
+
+def test_a_file_name_that_is_no_text_is_shown_all_the_same(here: Path) -> None:
+    name = os.fsdecode(b"\xff.npy")
+    os.rename("one.npy", name)
+    assert json.loads(good(call("predict", "run/model.fsz", name, "--format", "json")))[0]["file"] == "\ufffd.npy"
+
+
 def test_texts_are_read_line_by_line_or_from_their_column(here: Path) -> None:
     out = good(call("predict", "text.fsz", "films.txt", "films.csv", "--format", "csv"))
     labels = [row["label"] for row in csv.DictReader(io.StringIO(out))]
@@ -275,6 +305,16 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
         lambda f: replace_text(f / "run/config.toml", "digits", "<given in Python>"),
     ),
     (("export", "run", "--out", "."), ("is a directory",), lambda f: None),
+    (("export", "run", "--out", "run/model.fsp"), ("run/model.fsp is a model or checkpoint of a run",), lambda f: None),
+    (("export", "run", "--out", "run/checkpoint.fsp"), ("is a model or checkpoint of a run",), lambda f: None),
+    (("export", "run", "--out", "run/config.toml"), ("run/config.toml is the run's own",), lambda f: None),
+    (("export", "run", "--out", "pipe"), ("pipe is no ordinary file",), lambda f: os.mkfifo(f / "pipe")),
+    (("export", "run", "--format", "sparse", "--out", "m.onnx"), ("m.onnx is named like onnx",), lambda f: None),
+    (
+        ("export", "run"),
+        ("run is not finished", "records only: run its config.toml again"),
+        lambda f: (f / "run/model.fsp").unlink() or (f / "run/checkpoint.fsp").unlink(),  # type: ignore[func-returns-value]
+    ),
     (("export", "run", "--out", "no/where.fsz"), ("no/where.fsz cannot be written", "--out"), lambda f: None),
     (("export", "run", "--compact"), ("--compact is for onnx",), lambda f: None),
     (("export", "run", "--format", "onnx", "--values", "int8"), ("--values int8 is for sparse",), lambda f: None),
@@ -329,6 +369,27 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
     (("predict", "table.fsz", "a.csv"), ("a.csv holds no",), lambda f: (f / "a.csv").write_text("sex,a,b,c\n")),
     (
         ("predict", "table.fsz", "a.csv"),
+        ('no column "sex"', "(4 are missing)"),
+        lambda f: (f / "a.csv").write_text("w,x,y,z\n1,2,3,4\n"),
+    ),
+    (
+        ("predict", "table.fsz", "a.csv"),
+        ("a.csv, line 1", "nan"),
+        lambda f: (f / "a.csv").write_text("nan,1,2,3\n1,2,3,4\n"),
+    ),
+    (
+        ("predict", "table.fsz", "a.csv"),
+        ("a.csv, line 1", 'cell 1 = ""'),
+        lambda f: (f / "a.csv").write_text(",1,2,3\n1,2,3,4\n"),
+    ),
+    (
+        ("predict", "table.fsz", "a.csv", "--format", "json"),
+        ("a.csv: example 0", "scores are no numbers"),
+        lambda f: (f / "a.csv").write_text("1e38,1e38,1e38,3e38\n"),
+    ),
+    (("predict", "text.fsz", "digit.png"), ("takes texts: name a file of texts",), lambda f: None),
+    (
+        ("predict", "table.fsz", "a.csv"),
         ("a.csv, line 2", 'b = "much"'),
         lambda f: (f / "a.csv").write_text("sex,a,b,c\n1,2,much,3\n"),
     ),
@@ -351,6 +412,8 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
         lambda f: (f / "run/model.fsz").write_bytes((f / "run/model.fsz").read_bytes()[:-1]),
     ),
     (("inspect", "run/model.fsp", "--picture", "a.svg"), ("--picture is of one exported model",), lambda f: None),
+    (("inspect", "run/model.fsz", "--picture", "run/model.fsz"), ("the file that it would be made",), lambda f: None),
+    (("inspect", "run/model.fsz", "--picture", "run/model.fsp"), ("model or checkpoint of a run",), lambda f: None),
     (("inspect", "run/model.fsz", "--picture", "no/a.svg"), ("no/a.svg cannot be written",), lambda f: None),
     (("benchmark", "none.fsz"), ("none.fsz cannot be read",), lambda f: None),
     (("benchmark", "run/model.fsz", "--batches", "1,many"), ("--batches",), lambda f: None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 
 from fedsparsify.errors import ArgumentError
 from fedsparsify.export import SparseModel
-from fedsparsify.export.artifact import save_artifact
+from fedsparsify.export.artifact import encode_artifact, save_artifact
 from fedsparsify.export.reference import run
 from tests.export.cases import ARTIFACTS
 
@@ -58,6 +59,55 @@ def test_a_batch_is_its_examples_one_by_one() -> None:
 def test_no_examples_give_no_answers() -> None:
     found = SparseModel(ARTIFACTS["picture"]).predict(PIXELS[:0])
     assert len(found) == 0 and found.scores.shape == (0, 3) and found.labels == [] and found.top(2) == []
+
+
+def test_what_numpy_can_read_is_as_good_as_an_array() -> None:
+    import torch
+
+    model = SparseModel(ARTIFACTS["picture"])
+    tensor: Any = torch.from_numpy(PIXELS[:3])
+    assert np.array_equal(model.predict(tensor).scores, model.predict(PIXELS[:3]).scores)
+    nothing: Any = []
+    assert len(model.predict(nothing)) == len(SparseModel(ARTIFACTS["text"]).predict(nothing)) == 0
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_copies_say_the_same(name: str) -> None:
+    examples: dict[str, Any] = {"picture": PIXELS[:2], "text": ["a film"], "table": [[1, 2, 3, 4]]}
+    model: SparseModel = SparseModel(ARTIFACTS[name])
+    given: Any = examples[name]
+    expected = model.predict(given).scores
+    for other in (copy.deepcopy(model), SparseModel.from_bytes(encode_artifact(ARTIFACTS[name]))):
+        assert np.array_equal(other.predict(given).scores, expected) and other.provenance == model.provenance
+
+
+def test_inputs_are_prepared_as_onnx_programs_need_them() -> None:
+    texts = SparseModel(ARTIFACTS["text"])
+    assert texts.prepare(["A film!"]).tolist() == [[0, 0, 0, 2, 3]] and texts.prepare(["A film!"]).dtype == np.int64
+    pictures = SparseModel(ARTIFACTS["picture"])
+    assert pictures.prepare(PIXELS[:2]).shape == (2, 1, 8, 8)
+    assert np.array_equal(pictures.forward(pictures.prepare(PIXELS[:2])), pictures.predict(PIXELS[:2]).scores)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    vast = np.array([[1, 2, 3, 4], [3e38, 3e38, 3e38, 3e38]])
+    with pytest.raises(ArgumentError, match="example 1 has values so large"):
+        SparseModel(ARTIFACTS["table"]).predict(vast)
+
+
+def test_long_inputs_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SparseModel(ARTIFACTS["picture"])
+    sizes: list[int] = []
+    forward = model.forward
+
+    def counted(x: Any) -> Any:
+        sizes.append(len(x))
+        return forward(x)
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr("fedsparsify.export.model._NUMBERS", 1000)
+    model.predict(PIXELS[:40])
+    assert max(sizes) == 1000 // 64
 
 
 def test_texts_become_classes() -> None:

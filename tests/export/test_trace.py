@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,32 @@ def test_a_network_of_ones_own_becomes_an_artifact_that_names_its_classes() -> N
     np.testing.assert_allclose(SparseModel(artifact).predict(x).scores, expected, atol=1e-6)
     regression = artifact_of(nn.Linear(4, 1), Dataset(x.reshape(6, 4), x[:, 0, :1], y_scale=3.0))
     assert regression.recipe.labels == () and regression.recipe.target_scale == 3
+
+
+def test_a_run_that_was_started_from_python_is_exported_there(tmp_path: Path) -> None:
+    from fedsparsify import federate, load_run
+    from fedsparsify.data import Dataset
+    from fedsparsify.errors import RunError
+    from fedsparsify.export import SparseModel, save_artifact
+    from fedsparsify.finished import load_finished
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    y = (x.sum(1) > 0).astype(np.int64)
+    settings: dict[str, dict[str, Any]] = {
+        "run": {"rounds": 2, "workers": 1},
+        "schedule": {"final": 0.5},
+        "train": {"lr": 0.1},
+    }
+    clients = [(x[:40], y[:40]), (x[40:60], y[40:60])]
+    run = federate(model=network, clients=clients, test=(x[60:], y[60:]), settings=settings, out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"export it there by load_finished\(run, network=\.\.\., test=\.\.\.\)"):
+        load_finished(run)
+    finished = load_finished(run, network=network(), test=Dataset(x[60:], y[60:]))
+    save_artifact(finished.artifact, run / "model.fsz")
+    model = SparseModel.load(run / "model.fsz")
+    last = load_run(run).last
+    assert np.mean(model.predict(x[60:]).classes == y[60:]) == pytest.approx(last.score)
+    assert model.graph.nonzero == last.nonzero and model.provenance["accuracy"] == pytest.approx(last.score)

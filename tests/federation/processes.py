@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 SITES = ("ada", "bob", "cyd")
-# Limits are for what hangs, not for what a busy machine is slow at. Here: starting a SuperLink, or SuperNodes until they
-# are connected.
+# Limits are for what hangs, not for what a busy machine is slow at. This one: starting a SuperLink, or SuperNodes until
+# they are connected.
 PATIENCE = 1800.0
 # A run until its end or a round of it; it waits for a lost reply for as long as ``deadline`` in ``expected.py``.
 RUN = 1800.0

@@ -5,7 +5,7 @@ Nothing here trains. ``trace`` alone imports torch; the sparse file is read, che
 
 from __future__ import annotations
 
-from .artifact import Artifact, load_artifact
-from .model import SparseModel
+from .artifact import Artifact, load_artifact, save_artifact
+from .model import Prediction, SparseModel
 
-__all__ = ["Artifact", "SparseModel", "load_artifact"]
+__all__ = ["Artifact", "Prediction", "SparseModel", "load_artifact", "save_artifact"]

@@ -66,7 +66,8 @@ def _picture(path: Path, recipe: Recipe, resize: bool) -> NDArray[Any]:
         raise MissingExtraError("reading pictures", "export") from error
     shape = recipe.shape
     if recipe.kind != "picture" or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, 3)):
-        raise DataError(f"{path} is a picture, but the model takes {_wanted(recipe)}: name a NPY file of that shape")
+        fitting = "a file of texts" if recipe.kind == "text" else "a NPY file of that shape"
+        raise DataError(f"{path} is a picture, but the model takes {_wanted(recipe)}: name {fitting}")
     width, height = shape[-1], shape[-2]
     colours = "RGB" if len(shape) == 3 and shape[0] == 3 else "L"
     try:
@@ -150,16 +151,20 @@ def _table(path: Path, recipe: Recipe) -> NDArray[Any] | list[str]:
             raise DataError(f'{path} has no column "text": add it, or name a file with one text a line')
         at = header.index("text")
         return list(_some([_cell(row, at, path, line) for line, row in rows[1:]], path))
-    if any(column in header for column in recipe.columns):
-        missing = [column for column in recipe.columns if column not in header]
+    has_names = not any(map(_is_number, header)) and any(cell.strip() and not _is_nan(cell) for cell in header)
+    if recipe.columns and (has_names or set(recipe.columns) & set(header)):
+        plain = {cell.strip().casefold(): at for at, cell in enumerate(header)}
+        exact = {cell: at for at, cell in enumerate(header)}
+        known = {column: exact.get(column, plain.get(column.casefold())) for column in recipe.columns}
+        missing = [column for column, at in known.items() if at is None]
         if missing:
             raise DataError(f'{path} has no column "{missing[0]}" ({len(missing)} are missing): add it')
-        columns: Sequence[int] = [header.index(column) for column in recipe.columns]
+        columns: Sequence[int] = [at for at in known.values() if at is not None]
         names, rows = header, rows[1:]
     else:
         count = math.prod(recipe.shape)
         columns, names = range(count), [f"cell {i + 1}" for i in range(count)]
-        if not _is_number(header[0]) and len(header) == count:
+        if has_names and len(header) == count:
             names, rows = header, rows[1:]
         for line, row in rows:
             if len(row) != count:
@@ -186,6 +191,13 @@ def _cell(row: list[str], at: int, path: Path, line: int) -> str:
 def _is_number(cell: str) -> bool:
     try:
         return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _is_nan(cell: str) -> bool:
+    try:
+        return not math.isfinite(float(cell))
     except ValueError:
         return False
 

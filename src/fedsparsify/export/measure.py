@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError
-from . import reference
+from .fallback import NumpyNetwork
 from .graph import Graph
 from .model import SparseModel
 from .onnx_file import encode_onnx
@@ -45,7 +45,7 @@ def measure(model: SparseModel, batch: int, seconds: float) -> tuple[list[Measur
         seconds: how long to measure all together.
     """
     graph = model.graph
-    x: Any = np.random.default_rng(0).normal(size=(batch, *graph.input_shape)).astype(np.float32)
+    x: Any = np.random.default_rng(0).standard_normal((batch, *graph.input_shape), np.float32)
     if graph.input_dtype == "int64":
         x = np.random.default_rng(0).integers(0, len(graph.nodes[0].tensors["weight"]), x.shape)
     ours = "sparse engine" if model.backend == "native" else "our engine, in NumPy"
@@ -59,7 +59,8 @@ def measure(model: SparseModel, batch: int, seconds: float) -> tuple[list[Measur
         remark += (
             "ONNX Runtime is not installed (pip install onnx onnxruntime): dense is NumPy here, with its own threads."
         )
-        calls["NumPy, dense"] = lambda: reference.run(graph, x)
+        dense = NumpyNetwork(graph)
+        calls["NumPy, dense"] = lambda: dense.run(x)
         baseline = "NumPy, dense"
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -77,7 +78,7 @@ def _onnxruntime(graph: Graph, compact: bool, x: Any) -> Callable[[], object]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("ONNX Runtime", "export") from error
+        raise MissingExtraError("ONNX Runtime", "benchmarks") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

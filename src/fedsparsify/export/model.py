@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError
 from ..state import Floats
-from .artifact import MOST_PARAMETERS, Artifact, load_artifact
+from .artifact import MOST_PARAMETERS, Artifact, decode_artifact, load_artifact
 from .engine import Engine
 
 __all__ = ["Prediction", "SparseModel"]
 
 _BATCH = 128
 """Examples at once: values between layers are as large as so many need."""
+
+_NUMBERS = 1 << 24
+"""Numbers in the inputs of so many, at most, but for one example."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,19 @@ class SparseModel:
         """
         return cls(load_artifact(path, most_parameters))
 
+    @classmethod
+    def from_bytes(cls, data: bytes, most_parameters: int = MOST_PARAMETERS) -> SparseModel:
+        """Read a model from a file's content; see :meth:`load`.
+
+        Raises:
+            WireError: it is none, damaged, or larger than allowed.
+        """
+        return cls(decode_artifact(data, most_parameters))
+
+    def __reduce__(self) -> tuple[type[SparseModel], tuple[Artifact]]:
+        """Let other processes have copies: they compile the network anew."""
+        return SparseModel, (Artifact(self.graph, self.recipe, self.provenance),)
+
     def __repr__(self) -> str:
         name = self.provenance.get("model", "a network")
         return f"SparseModel({name}: {self.graph.nonzero} of {self.graph.parameters} parameters)"
@@ -112,23 +129,37 @@ class SparseModel:
         """Return what the model says of N raw examples, as they were before training's normalisation.
 
         Args:
-            examples: real numbers [N, *recipe.shape], such as the pixels 0 to 255 of pictures; or N texts.
+            examples: real numbers [N, *recipe.shape], such as the pixels 0 to 255 of pictures; or N texts. What NumPy
+                can make an array of will do, such as a tensor or a data frame.
 
         Raises:
-            ArgumentError: they are of another shape or type, or hold a value that is not finite.
+            ArgumentError: they are of another shape or type, or hold a value that is not finite, or one that makes a
+                score that is not.
         """
-        raw: Any = examples
-        if not isinstance(raw, list | tuple | np.ndarray) or (isinstance(raw, np.ndarray) and raw.ndim == 0):
-            raise ArgumentError(f"the examples are a {type(raw).__name__}: they must be an array or a list")
-        parts = []
-        for start in range(0, max(len(raw), 1), _BATCH):
-            x = self.recipe.prepare(raw[start : start + _BATCH], self.graph.input_shape)
-            parts.append(self.forward(x.astype(self.graph.input_dtype, copy=False)))
-        scores = np.concatenate(parts)
-        recipe = self.recipe
+        recipe, raw = self.recipe, _listed(examples)
+        if not len(raw):
+            raw = [] if recipe.kind == "text" else np.zeros((0, *recipe.shape))
+        step = max(1, min(_BATCH, _NUMBERS // math.prod(self.graph.input_shape)))
+        starts = range(0, max(len(raw), 1), step)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            scores = np.concatenate([self.forward(self.prepare(raw[start : start + step])) for start in starts])
+            if not recipe.labels:
+                scores = scores * np.float32(recipe.target_scale) + np.float32(recipe.target_mean)
+        if not np.isfinite(scores).all():
+            bad = int(np.argmin(np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)))
+            raise ArgumentError(f"example {bad} has values so large that its scores are no numbers: clean or drop it")
         if recipe.labels:
             return Prediction(scores, _softmax(scores), recipe.labels)
-        return Prediction(scores * np.float32(recipe.target_scale) + np.float32(recipe.target_mean), None, ())
+        return Prediction(scores, None, ())
+
+    def prepare(self, examples: ArrayLike | Sequence[str]) -> NDArray[Any]:
+        """Return the network's inputs [N, *graph.input_shape] for N raw examples: what an ONNX file's program needs.
+
+        Raises:
+            ArgumentError: as :meth:`predict`.
+        """
+        ready = self.recipe.prepare(_listed(examples), self.graph.input_shape)
+        return ready.astype(self.graph.input_dtype, copy=False)
 
     def forward(self, x: NDArray[Any]) -> Floats:
         """Return the network's outputs for inputs [N, *graph.input_shape] that are prepared already.
@@ -141,6 +172,16 @@ class SparseModel:
         except ValueError as error:
             raise ArgumentError("the inputs are of several shapes: all must have the network's") from error
         return self._engine.run(inputs)
+
+
+def _listed(examples: Any) -> Any:
+    """Return what can be counted and cut: lists and tuples as they are, anything else as an array."""
+    if isinstance(examples, list | tuple):
+        return examples
+    raw = np.asarray(examples) if hasattr(examples, "__array__") else None
+    if raw is None or raw.ndim == 0:
+        raise ArgumentError(f"the examples are a {type(examples).__name__}: they must be an array or a list")
+    return raw
 
 
 def _softmax(scores: Floats) -> Floats:
