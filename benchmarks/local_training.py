@@ -67,7 +67,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=["2-FC", "6-CNN"], action="append", help="default: both")
-    parser.add_argument("--data-dir", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--data-dir", type=Path, help="folder with cifar-10-batches-bin, for 6-CNN")
     parser.add_argument("--fashion-dir", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--sparsity", type=float, action="append", help="default: all seven")
     parser.add_argument("--pairs", type=int, help="paired measurements (default: 31 for 2-FC, 7 for 6-CNN)")
@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="file to keep the trained masks in between runs (.npz)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
+    if args.data_dir is None and args.network != ["2-FC"]:
+        parser.error("6-CNN is trained on CIFAR-10: say where it is with --data-dir, or add --network 2-FC")
     if not available():
         raise SystemExit("the native kernels are not built")
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
     fedsparsify run configs/cifar-10/short-fedsparsify-global-iid.toml --out runs/ninety
     fedsparsify export runs/ninety --format safetensors
-    fedsparsify run configs/cifar-10/short-fedsparsify-global-iid.toml --set run.rounds=8 \
+    fedsparsify run configs/cifar-10/short-fedsparsify-global-iid.toml --set run.rounds=10 \
         --set schedule.initial=0.9 --set schedule.final=0.95 \
         --set model.name=examples.further:network --set model.of=6-cnn --set model.start=runs/ninety/model.safetensors
 

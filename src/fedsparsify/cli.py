@@ -77,8 +77,8 @@ def run(
 
     [bold]fedsparsify run configs/fashion-mnist/fedsparsify-global-iid.toml --out runs/global[/bold]
 
-    The tables of a configuration: run, data, partition, federation, model, method, schedule, purge, train; every key is
-    explained in docs/configuration.md. Ctrl-C stops after saving; [bold]fedsparsify resume[/bold] goes on bit for bit.
+    Tables and keys of a configuration are explained in docs/configuration.md. Ctrl-C stops after saving;
+    [bold]fedsparsify resume[/bold] goes on bit for bit.
     """
     from . import experiment, runs
 
@@ -103,8 +103,14 @@ def resume(
     from . import runs
 
     if not (directory / "config.toml").is_file():
-        raise RunError(f"{directory} is no run directory: it holds no config.toml")
+        raise RunError(
+            f"{directory} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
+        )
     settings = load_settings(directory / "config.toml")
+    if (directory / "model.fsp").is_file() or (directory / "model.locked").is_file():
+        new_console().print(
+            f"{directory} is finished: nothing is left to do", markup=False, highlight=False, soft_wrap=True
+        )
     _watch(directory, settings, lambda observers: runs.resume(directory, observers, workers), no_report)
 
 

@@ -334,7 +334,10 @@ def settings_from(
         # A mistyped key is unknown and leaves another one missing: the first of the two says more.
         worst = min(error.errors(), key=lambda e: (e["type"] == "missing", e["type"] != "extra_forbidden"))
         where = tuple(str(part) for part in worst["loc"])
-        source = "--set" if where[:2] in (overridden or {}) else place
+        ours = overridden or {}
+        table = tables.get(where[0])
+        alone = isinstance(table, Mapping) and table and all((where[0], key) in ours for key in table)
+        source = "--set" if where[:2] in ours or (len(where) == 1 and alone) else place
         raise ConfigError(f"{source}: {_sentence(where, worst)}") from error
 
 

@@ -62,7 +62,7 @@ def load_finished(
         ArgumentError: the network does something that cannot be exported.
     """
     if not (run / "config.toml").is_file():
-        raise RunError(f"{run} is no run directory: it holds no config.toml")
+        raise RunError(f"{run} is no run directory: it holds no config.toml; name one that fedsparsify run has written")
     settings = load_settings(run / "config.toml")
     path = run / "model.fsp"
     if not path.is_file():

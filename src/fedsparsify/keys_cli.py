@@ -38,7 +38,7 @@ def new(
 
     [bold]fedsparsify keys new clients.key --participants 10[/bold]
 
-    Give every site a copy by a way that the server does not see, and the server none (docs/security.md).
+    Give every site a copy by a way that the server does not see, and the server none (docs/encryption.md).
     """
     from .secure import CIPHERS
 
@@ -108,6 +108,10 @@ def open_(
         raise RunError(
             f"{locked} cannot be read ({error.strerror}): it is there when an encrypted deployment has finished"
         ) from error
+    if not (directory / "config.toml").is_file():
+        raise RunError(
+            f"{directory} is no whole run directory: it holds no config.toml; copy all of it from the server"
+        )
     settings = load_settings(directory / "config.toml")
     if settings.model.name == OWN:
         raise RunError(f"{directory} was started from Python, which has its network: open the model there")

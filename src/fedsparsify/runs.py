@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from .config import OWN, load_settings, settings_from
-from .errors import CheckpointError, ConfigError
+from .config import OWN, Settings, load_settings, settings_from
+from .errors import CheckpointError, ConfigError, FederationError
 from .experiment import Experiment, given, prepare, scheme_of
 from .federation import Federation, Observer, RunDirectory, Simulator, Transport
 from .federation.checkpoint import Form, States
@@ -61,8 +61,11 @@ def start(
     """
     with _simulator(experiment, alone=connect is not None) as simulator:
         state = ServerState(0, experiment.initial)
-        simulator.evaluate(state.model)  # a network that does not fit the data fails here, before anything is written
         settings = experiment.settings
+        try:
+            simulator.evaluate(state.model)  # before anything is written
+        except FederationError as error:
+            raise FederationError(f"{_unfit(settings)} ({error}): {_REMEDY}") from error
         if settings.encryption.key:  # a resumed run must find it from anywhere
             path = str(Path(settings.encryption.key).expanduser().resolve())
             kept = settings.encryption.model_copy(update={"key": path})
@@ -77,6 +80,15 @@ def start(
         return _drive(experiment, simulator, run, state, observers, connect)
 
 
+_REMEDY = "give it the data's inputs and classes, in a configuration by the keys of [model]"
+
+
+def _unfit(settings: Settings) -> str:
+    if OWN in (settings.model.name, settings.data.name):
+        return "the network does not fit the data"
+    return f'model.name = "{settings.model.name}" does not fit data.name = "{settings.data.name}"'
+
+
 def resume(path: str | Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:
     """Go on with a run after its last finished round; a finished run is left as it is.
 
@@ -86,7 +98,7 @@ def resume(path: str | Path, observers: Sequence[Observer] = (), workers: int | 
     path = Path(path)
     config = path / "config.toml"
     if not config.is_file():
-        raise CheckpointError(f"{path} is no run directory: it holds no config.toml")
+        raise CheckpointError(f"{path} is no run directory: it holds no config.toml; name one that was begun")
     settings = load_settings(config)
     if OWN in (settings.data.name, settings.model.name):
         raise CheckpointError(f"{path} was started from Python: resume it there, with federate(..., resume=True)")

@@ -25,7 +25,7 @@ __all__ = ["sweep"]
 def sweep(
     grid: Annotated[
         Path,
-        typer.Argument(metavar="GRID", help="A TOML configuration with [[[sweep]] blocks.", show_default=False),
+        typer.Argument(metavar="GRID", help="A TOML configuration with [[\\[sweep]] blocks.", show_default=False),
     ],
     out: Annotated[
         Path | None,

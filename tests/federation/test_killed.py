@@ -147,7 +147,10 @@ def test_a_directory_whose_creation_was_killed_is_no_run_yet(launcher: Launcher,
     config, run = config_of(tmp_path, rounds=1, workers=1), tmp_path / "run"
     assert launcher.run("run", config, "--out", run, die_at_moment=6)[0] == -signal.SIGKILL
     assert {path.name.split(".")[1] for path in run.glob(".*.tmp")} == {"config"}
-    assert call("resume", run).err == f"error: {run} is no run directory: it holds no config.toml\n"
+    assert (
+        call("resume", run).err
+        == f"error: {run} is no run directory: it holds no config.toml; name one that fedsparsify run has written\n"
+    )
     assert call("run", config, "--out", run).code == 0
 
 

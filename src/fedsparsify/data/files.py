@@ -158,7 +158,9 @@ def _download(source: Source, searched: list[Path], progress: bool) -> dict[str,
             downloader = pooch.HTTPDownloader(progressbar=_Bar(name) if progress else False)
             path = Path(fetcher.fetch(name, downloader=downloader))
         except (OSError, ValueError) as error:
-            raise DataError(_nowhere(source, searched, f"downloading {url} to {cache} failed ({error})")) from error
+            cause = error.strerror if isinstance(error, OSError) else None
+            why = f"{url.split('/')[2]} cannot be reached ({cause or type(error).__name__})"
+            raise DataError(_nowhere(source, searched, why)) from error
         content = name.removesuffix(".gz")
         if content in source.md5:
             try:
@@ -184,7 +186,7 @@ def _nowhere(source: Source, searched: list[Path], why: str) -> str:
     if source.downloads:
         ways.append(f"run again where {next(iter(source.downloads)).rsplit('/', 1)[0]}/ can be reached")
     count = {1: "One way", 2: "Two ways", 3: "Three ways"}[len(ways)]
-    nowhere = f"is not in {', '.join(map(str, searched))}" if searched else "was not looked for: no folder is named"
+    nowhere = f"is not in {', '.join(map(str, searched))}" if searched else "is not here: no folder is named"
     if len(ways) > 1:
         ways[-1] = f"or {ways[-1]}"
     return f"{source.title} {nowhere}, and {why}. {count} to get it: {'; '.join(ways)}"

@@ -142,7 +142,9 @@ class RunDirectory:
             RunError: it is no run directory, or another process is working in it.
         """
         if not (path / "config.toml").is_file():
-            raise RunError(f"{path} is no run directory: it holds no config.toml")
+            raise RunError(
+                f"{path} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
+            )
         try:
             lock = _hold(path)
             for name in _FILES:

@@ -175,7 +175,10 @@ def load_run(path: Path | str) -> Run:
     if not path.is_dir():
         raise RunError(f"{path}: no such run directory; give the directory that `fedsparsify run` wrote")
     if not (path / "run.json").is_file():
-        raise RunError(f"{path}: not a run directory, it has no run.json; give one that `fedsparsify run` wrote")
+        raise RunError(
+            f"{path}: not a run directory, it has no run.json; give one that `fedsparsify run` wrote, or those in it by"
+            f" {path}/*/"
+        )
     config_text = _read(path / "config.toml") if (path / "config.toml").exists() else ""
     metrics = _read(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else ""
     return parse_run(path, _read(path / "run.json"), metrics, config_text)

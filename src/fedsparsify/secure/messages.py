@@ -17,8 +17,8 @@ A message is, in little-endian order, with B ciphertexts of a ring of N and K pa
 
 The second polynomial of a fresh ciphertext is random; its 64-byte seed stands for it. The sum of several has no seed,
 but is the sum of what the seeds stand for: so a sum forwards them, at 64 / N bytes a value and participant, or, where
-that is more, the second polynomials' sum, at q's bits a value (from 53 participants on in a ring of 1024 with 26 bits).
-Adding up needs no key; with seeds it needs no encryption library either.
+that is more, the second polynomials' sum, at q's bits a value (for 55 to 106 participants, in the scheme that they
+need, and from 145 on). Adding up needs no key; with seeds it needs no encryption library either.
 """
 
 from __future__ import annotations
