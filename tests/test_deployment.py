@@ -131,6 +131,7 @@ def test_a_site_tells_what_is_wrong_and_nothing_of_others_errors(app: Path, monk
     [
         (["federation.clients=3"], r"federation\.clients = 3, but deployment\.sites names 2: make them as many"),
         (['deployment.sites=["a", "a"]'], r"deployment\.sites names a site twice: a, a"),
+        (["encryption.key=clients.key"], r"encryption\.key names a file here, and the coordinator must have no key"),
         (["deployment.sites=[]"], r'partition\.kind = "sites" needs their names'),
     ],
 )

@@ -63,6 +63,14 @@ def test_a_client_that_is_left_out_is_named_in_one_line_without_markup() -> None
     assert len(first) < 340
 
 
+def test_clipped_values_are_told_where_they_are_encrypted() -> None:
+    display, out = plain(2)
+    display.round_done(state(1), record(1, encryption={"clipped": 12}))
+    display.round_done(state(2), record(2, encryption={"clipped": 0}))
+    told = [line for line in out.getvalue().splitlines() if "clipped" in line]
+    assert told == ["round 1: 12 encrypted values were clipped to the bound: a larger encryption.bound keeps them"]
+
+
 def test_bytes_of_rounds_before_a_resume_count_and_a_repeated_round_counts_once() -> None:
     display, out = plain(5)
     for t in range(4):

@@ -345,10 +345,14 @@ CASES = [
     Case(
         "a network that does not fit the data",
         ("run", "own.toml", "--out", "out"),
-        ("cannot be evaluated on the test set", "RuntimeError"),
+        ("cannot be evaluated on the test set", "RuntimeError", "give it the data's inputs and classes"),
         own_network("unfit"),
     ),
-    Case("a network for other inputs", set_("model.inputs=63"), ("cannot be evaluated on the test set", "63")),
+    Case(
+        "a network for other inputs",
+        set_("model.inputs=63"),
+        ('model.name = "2-fc" does not fit data.name = "digits"', "63", "by the keys of [model]"),
+    ),
     Case("a network for fewer classes", set_("model.classes=9"), ("cannot be evaluated on the test set", "9")),
     # Partitions
     Case(
@@ -480,6 +484,11 @@ CASES = [
         ("encryption.bound = 1e-320 is too small",),
     ),
     Case(
+        "a bound that leaves no digits",
+        set_(*ENCRYPTED, "encryption.bound=1e9"),
+        ("encryption.bound = 1000000000.0 is too large: changes would be rounded to multiples of 8e+03",),
+    ),
+    Case(
         "a key of another scheme",
         ("keys", "check", "x.key", "--scheme", "ckks"),
         ("x.key: a BFV key", "does not fit", "--scheme ckks"),
@@ -496,6 +505,13 @@ CASES = [
     ),
     Case("no key to check", ("keys", "check", "x.key"), ("x.key: the key cannot be read (No such file",)),
     Case("a file that is no key", ("keys", "check", "tiny.toml"), ("tiny.toml is no key",)),
+    Case(
+        "a locked model without its run",
+        ("keys", "open", "done", "--key", "x.key"),
+        ("done is no whole run directory: it holds no config.toml; copy all of it from the server",),
+        lambda folder: (folder / "done" / "config.toml").rename(folder / "done" / "model.locked"),
+    ),
+    Case("a misspelt table", set_("trian.lr=0.2"), ("--set: [trian] is an unknown table; did you mean train?",)),
     Case("no locked model", ("keys", "open", "done", "--key", "x.key"), ("done/model.locked cannot be read",)),
     # Resuming
     Case("nothing to resume", ("resume", "nowhere"), ("nowhere is no run directory: it holds no config.toml",)),
@@ -532,7 +548,11 @@ CASES = [
     Case("torn facts", ("resume", "done"), ("run.json cannot be used", "restore it"), cut("done/run.json", 9)),
     # Reports
     Case("a report on nothing", ("report", "nowhere"), ("nowhere: no such run directory",)),
-    Case("a report on a folder", ("report", "."), (".: not a run directory, it has no run.json",)),
+    Case(
+        "a report on a folder",
+        ("report", "."),
+        (".: not a run directory, it has no run.json", "or those in it by ./*/"),
+    ),
     Case("a report on no rounds", ("report", "done"), ("no rounds yet", "wait"), write("done/metrics.jsonl", b"")),
     Case(
         "a report on torn records",

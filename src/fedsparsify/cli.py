@@ -211,15 +211,33 @@ def _partition_table(split: Split, name: str) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted."""
+    code = None
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=True)
+        code = app(
+            args=list(arguments) if arguments is not None else None, prog_name="fedsparsify", standalone_mode=False
+        )
+    except _Misuse as error:
+        _misused(error)
     except FedSparsifyError as error:
         _fail(str(error))
     except MemoryError as error:
         _fail(f"there is not enough memory ({error or 'no more is said'}): give less at once, or use a larger machine")
     except OSError as error:
         _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror}): choose another path, or mend this one")
-    sys.exit(0)
+    sys.exit(code or 0)
+
+
+_Misuse: Any = typer.BadParameter.__base__  # Click's UsageError, wherever typer has Click from
+
+
+def _misused(error: Any) -> NoReturn:
+    """Say in one sentence how a command cannot be given, or show the help where nothing is given at all."""
+    words = error.format_message().replace(" (env var: 'None')", "").rstrip(".")
+    if not words:
+        error.show()
+        sys.exit(2)
+    place = error.ctx.command_path if error.ctx else "fedsparsify"
+    _fail(f"{words} (see {place} --help)")
 
 
 def _version(show: bool) -> None:

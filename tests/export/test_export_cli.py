@@ -450,8 +450,7 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(
     assert "Traceback" not in outcome.err
     for part in says:
         assert any(choice in " ".join(outcome.err.split()) for choice in part.split("|")), outcome.err
-    if not outcome.err.startswith("Usage"):
-        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
     assert contents(here) == before
 
 

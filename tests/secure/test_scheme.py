@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsparsify.errors import ArgumentError
-from fedsparsify.secure import FixedPoint, Scheme
+from fedsparsify.secure import CIPHERS, FixedPoint, Scheme
 
 
 @pytest.mark.parametrize(("participants", "bits", "plain"), [(1, 26, 18), (25, 26, 18), (27, 27, 18), (100, 27, 18)])
@@ -121,3 +121,31 @@ def test_a_bound_or_number_that_leaves_no_integers_is_refused(bound: float, peop
 def test_a_weight_out_of_its_range_is_refused(weight: float) -> None:
     with pytest.raises(ArgumentError, match="weight"):
         FixedPoint(0.5, 249857, 3).integers(np.zeros(1, np.float32), weight)
+
+
+def test_a_bound_so_large_that_changes_are_rounded_away_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="is too large: changes would be rounded to multiples of"):
+        FixedPoint(5000.0, 249857, 26)
+
+
+@pytest.mark.parametrize(
+    ("participants", "needed"),
+    [
+        (2, False),
+        (26, False),
+        (27, False),
+        (54, False),
+        (55, True),
+        (106, True),
+        (107, False),
+        (144, False),
+        (145, True),
+    ],
+)
+def test_a_server_needs_the_library_only_where_it_expands_seeds(
+    participants: int, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Scheme] = []
+    monkeypatch.setattr("fedsparsify.secure.ciphers.sealing.expand", lambda scheme, seeds: asked.append(scheme))
+    CIPHERS["bfv"].prepare(Scheme.of(participants), participants)
+    assert bool(asked) == needed

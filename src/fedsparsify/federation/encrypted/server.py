@@ -131,7 +131,7 @@ class EncryptedFederation:
         count = before.nonzero + limbs.each * self.layout.b
         adder = self.cipher.adder(self.scheme, round=t, count=count, key=bytes.fromhex(before.key))
         votes = np.zeros(self.layout.n, np.int32)
-        masks: list[NDArray[np.uint8]] = []
+        masks: dict[int, NDArray[np.uint8]] = {}
         attempt = secrets.token_hex(16)
         training = _Question("train", "update", before, before, chosen, attempt=attempt)
         for k, (answer, parts) in self._answers(round, training, observers=observers):
@@ -147,7 +147,7 @@ class EncryptedFederation:
                 continue
             if mask is not None:
                 votes += mask
-                masks.append(np.packbits(mask))
+                masks[k] = np.packbits(mask)
             round.ciphertext_up += len(parts["values"])
             round.updates[k] = answer
         self._check_enough(round, len(round.updates))
@@ -159,7 +159,7 @@ class EncryptedFederation:
             voted = 2 * votes >= len(round.updates)
             after = replace(before, mask=voted)
             parts["mask"] = write_mask(voted, before.mask, self.layout)
-            round.overlap = overlap(masks)
+            round.overlap = overlap([masks[k] for k in sorted(masks)])  # they came in any order
         merging = _Question("merge", "merged", before, after, sorted(round.updates), parts, attempt)
         return self._agreed(round, merging, observers)
 
