@@ -532,6 +532,13 @@ def test_more_clients_a_round_than_sites_are_refused(tmp_path: Path) -> None:
         deploy.init(tmp_path / "net", settings, ["one"], [], 8000, 365)
 
 
+def test_a_coordinators_key_is_refused(tmp_path: Path) -> None:
+    overrides = ["encryption.scheme=bfv", "encryption.key=clients.key"]
+    with pytest.raises(ArgumentError, match=r"encryption\.key names a key's file, and the coordinator must have none"):
+        deploy.init(tmp_path / "net", load_settings(write_config(tmp_path), overrides), ["one", "two"], [], 8000, 365)
+    assert not (tmp_path / "net").exists()
+
+
 def refused(
     folder: Path,
     words: str,

@@ -70,6 +70,11 @@ def settle(settings: Settings, sites: Sequence[str]) -> Settings:
             f"federation.min_clients = {settings.federation.min_clients}, but the number of sites is {len(sites)}:"
             " lower it, or name more sites"
         )
+    if settings.encryption.key:
+        raise ArgumentError(
+            "encryption.key names a key's file, and the coordinator must have none: leave it out; each site names its"
+            " own in site.conf (KEY)"
+        )
     deployment = settings.deployment.model_copy(update={"sites": list(sites)})
     federation = settings.federation.model_copy(update={"clients": len(sites)})
     return settings.model_copy(update={"deployment": deployment, "federation": federation})
