@@ -195,8 +195,9 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid or self._process.pid, signal.SIGKILL)  # what a failed test has left running
+        if self.pid:  # what a failed test has left running
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()
         self._process.communicate()
 
@@ -212,6 +213,7 @@ class Launcher:
     def wait(self) -> tuple[int, str]:
         """Return the exit code of the command (negative for a signal) and what it printed."""
         code = int(self._line())
+        self.pid = 0
         return code, self._log.read_text()
 
     def run(self, *arguments: str | Path, die_at_moment: int = 0) -> tuple[int, str]:

@@ -96,7 +96,8 @@ def test_resume_leaves_a_finished_run_as_it_is_and_completes_one_that_lacks_its_
     before = contents(config.parent / "run")
     outcome = call("resume", "run")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.endswith("Report: run/report.html\n") and "round" not in outcome.out.split("run ")[0]
+    last = "Report: run/report.html\nrun was finished: nothing was left to do\n"
+    assert outcome.out.endswith(last) and "round" not in outcome.out.split("run ")[0]
     assert contents(config.parent / "run") == before
     (config.parent / "run" / "model.fsp").unlink()
     assert call("resume", "run", "--workers", "2").code == 0
@@ -204,7 +205,7 @@ def test_help_names_a_configuration_and_a_page_that_are_there() -> None:
         ("resume", "x", "--workers", "-1"),
     ],
 )
-def test_a_command_that_cannot_be_understood_exits_with_two_and_help(arguments: tuple[str, ...]) -> None:
+def test_a_command_that_cannot_be_understood_exits_with_two_and_names_its_help(arguments: tuple[str, ...]) -> None:
     outcome = call(*arguments)
     assert outcome.code == 2
     assert "Traceback" not in outcome.out + outcome.err and "env var" not in outcome.err
@@ -334,3 +335,16 @@ def test_ctrl_c_while_data_are_loaded_leaves_nothing(config: Path) -> None:
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert set(contents(config.parent)) == {"slow.py", "tiny.toml"}
+
+
+@pytest.mark.parametrize(("words", "said"), [((), "no more is said"), (("8 GiB",), "8 GiB")])
+def test_too_little_memory_is_told_in_a_sentence(
+    words: tuple[str, ...], said: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError(*words)
+
+    monkeypatch.setattr("fedsparsify.cli.load_settings", hungry)
+    outcome = call("run", "tiny.toml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"error: there is not enough memory ({said}): give less at once, or use a larger machine\n"

@@ -345,13 +345,13 @@ CASES = [
     Case(
         "a network that does not fit the data",
         ("run", "own.toml", "--out", "out"),
-        ("cannot be evaluated on the test set", "RuntimeError", "give it the data's inputs and classes"),
+        ("cannot be evaluated on the test set", "RuntimeError", "if model.name = ", "the keys of [model]"),
         own_network("unfit"),
     ),
     Case(
         "a network for other inputs",
         set_("model.inputs=63"),
-        ('model.name = "2-fc" does not fit data.name = "digits"', "63", "by the keys of [model]"),
+        ("63", 'if model.name = "2-fc" does not fit data.name = "digits"', "the keys of [model]"),
     ),
     Case("a network for fewer classes", set_("model.classes=9"), ("cannot be evaluated on the test set", "9")),
     # Partitions

@@ -107,11 +107,12 @@ def resume(
             f"{directory} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
         )
     settings = load_settings(directory / "config.toml")
-    if (directory / "model.fsp").is_file() or (directory / "model.locked").is_file():
-        new_console().print(
-            f"{directory} is finished: nothing is left to do", markup=False, highlight=False, soft_wrap=True
-        )
+    finished = any((directory / name).is_file() for name in ("model.fsp", "model.locked"))
     _watch(directory, settings, lambda observers: runs.resume(directory, observers, workers), no_report)
+    if finished:
+        new_console().print(
+            f"{directory} was finished: nothing was left to do", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 app.command()(sweep)
@@ -221,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except FedSparsifyError as error:
         _fail(str(error))
     except MemoryError as error:
-        _fail(f"there is not enough memory ({error or 'no more is said'}): give less at once, or use a larger machine")
+        said = str(error) or "no more is said"
+        _fail(f"there is not enough memory ({said}): give less at once, or use a larger machine")
     except OSError as error:
         _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror}): choose another path, or mend this one")
     sys.exit(code or 0)
@@ -232,7 +234,7 @@ _Misuse: Any = typer.BadParameter.__base__  # Click's UsageError, wherever typer
 
 def _misused(error: Any) -> NoReturn:
     """Say in one sentence how a command cannot be given, or show the help where nothing is given at all."""
-    words = error.format_message().replace(" (env var: 'None')", "").rstrip(".")
+    words = error.format_message().replace(" (env var: 'None')", "").replace(" Did you", "; did you").rstrip(".")
     if not words:
         error.show()
         sys.exit(2)

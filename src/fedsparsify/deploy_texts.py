@@ -244,7 +244,7 @@ fi
 child=none
 stop() {{
     trap - INT TERM
-    [ "$child" = none ] || kill "${{child:-$!}}" 2>/dev/null || :
+    [ "$child" = none ] || kill "${{child:-${{!-}}}}" 2>/dev/null || :
     wait
     exit 143
 }}

@@ -27,10 +27,7 @@ Format = Literal["sparse", "onnx", "safetensors"]
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A file of fedsparsify export, *.fsz.", show_default=False)
 ]
-_ENDINGS = {"sparse": ".fsz", "onnx": ".onnx", "safetensors": ".safetensors"}
-
-# What a run directory holds of its own.
-_OF_A_RUN = ("config.toml", "run.json", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
+_ENDINGS: dict[Format, str] = {"sparse": ".fsz", "onnx": ".onnx", "safetensors": ".safetensors"}
 
 
 def export(
@@ -79,8 +76,6 @@ def export(
     variant = "-compact" if compact else "" if values == "float32" else f"-{values}"
     path = out or run / f"model{variant}{_ENDINGS[format]}"
     check_target(path)
-    if path.name in _OF_A_RUN and path.resolve().parent == run.resolve():
-        raise ArgumentError(f"{path} is the run's own: name another file")
     finished = load_finished(run, data_dir)
     if format == "sparse":
         data = encode_artifact(finished.artifact, values)
@@ -109,7 +104,7 @@ def _format(format: Format | None, out: Path | None) -> Format:
     named = {ending: name for name, ending in _ENDINGS.items()}.get(out.suffix.lower() if out else "")
     if format is not None and named is not None and format != named:
         raise ArgumentError(f"{out} is named like {named}, but --format says {format}: change one of them")
-    return format or named or "sparse"  # type: ignore[return-value]
+    return format or named or "sparse"
 
 
 def _dense(finished: Finished, format: Format, compact: bool) -> bytes:

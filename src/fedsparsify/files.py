@@ -10,7 +10,14 @@ from pathlib import Path
 
 from .errors import ArgumentError, RunError
 
-__all__ = ["check_target", "new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
+__all__ = ["OF_A_RUN", "check_target", "new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
+
+
+OF_A_RUN = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
+"""What a run directory holds of its own."""
+
+# Messages and checkpoints, also of encrypted runs, and keys; a checkpoint has a digest of 32 bytes before.
+_PRECIOUS = (b"FSPM", b"FSX1", b"FSK1")
 
 
 def check_target(path: Path, *inputs: Path) -> None:
@@ -21,7 +28,7 @@ def check_target(path: Path, *inputs: Path) -> None:
         inputs: what it is made of.
 
     Raises:
-        ArgumentError: it is a folder, a device or the like, one of the inputs, or a message or checkpoint of a run.
+        ArgumentError: it is a folder, a device or the like, one of the inputs, a key, or a run's own.
     """
     if path.is_dir():
         raise ArgumentError(f"{path} is a directory: name a file")
@@ -29,10 +36,13 @@ def check_target(path: Path, *inputs: Path) -> None:
         raise ArgumentError(f"{path} is no ordinary file: name another")
     if any(path.exists() and path.samefile(source) for source in inputs):
         raise ArgumentError(f"{path} is the file that it would be made of: name another")
+    if path.name in OF_A_RUN and (path.parent / "config.toml").is_file():
+        raise ArgumentError(f"{path} is a run's own: name another file")
     if path.exists():
         with open(path, "rb") as file:
-            if b"FSPM" in file.read(36):  # after a checkpoint's digest
-                raise ArgumentError(f"{path} is a model or checkpoint of a run: name another file")
+            head = file.read(36)
+        if head[:4] in _PRECIOUS or head[32:] in _PRECIOUS:
+            raise ArgumentError(f"{path} is a key, or a model or checkpoint of a run: name another file")
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -82,9 +82,12 @@ def load_finished(
     try:
         message = decode(path.read_bytes(), layout, expected=Kind.MODEL)
     except WireError as error:
-        raise RunError(
-            f"{path} cannot be used ({error}): restore it, or delete it and run fedsparsify resume {run}"
-        ) from error
+        remedy = "restore it, or " + (
+            "give the network that the run trained"
+            if network is not None
+            else f"delete it and run fedsparsify resume {run}"
+        )
+        raise RunError(f"{path} cannot be used ({error}): {remedy}") from error
     if test is None:
         folder = data_dir or (Path(settings.data.dir).expanduser() if settings.data.dir else None)
         _, test = data.load(settings.data.name, folder, options=settings.data.options)

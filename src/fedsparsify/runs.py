@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from .config import OWN, Settings, load_settings, settings_from
+from .config import OWN, load_settings, settings_from
 from .errors import CheckpointError, ConfigError, FederationError
 from .experiment import Experiment, given, prepare, scheme_of
 from .federation import Federation, Observer, RunDirectory, Simulator, Transport
@@ -65,7 +65,12 @@ def start(
         try:
             simulator.evaluate(state.model)  # before anything is written
         except FederationError as error:
-            raise FederationError(f"{_unfit(settings)} ({error}): {_REMEDY}") from error
+            names = settings.model.name, settings.data.name
+            named = "the network" if OWN in names else f'model.name = "{names[0]}"'
+            raise FederationError(
+                f'{error}; if {named} does not fit data.name = "{names[1]}", give it other inputs or classes'
+                " (the keys of [model])"
+            ) from error
         if settings.encryption.key:  # a resumed run must find it from anywhere
             path = str(Path(settings.encryption.key).expanduser().resolve())
             kept = settings.encryption.model_copy(update={"key": path})
@@ -78,15 +83,6 @@ def start(
         if settings.encrypts:
             return _drive_encrypted(experiment, simulator, run, None, observers, connect, keyring)
         return _drive(experiment, simulator, run, state, observers, connect)
-
-
-_REMEDY = "give it the data's inputs and classes, in a configuration by the keys of [model]"
-
-
-def _unfit(settings: Settings) -> str:
-    if OWN in (settings.model.name, settings.data.name):
-        return "the network does not fit the data"
-    return f'model.name = "{settings.model.name}" does not fit data.name = "{settings.data.name}"'
 
 
 def resume(path: str | Path, observers: Sequence[Observer] = (), workers: int | None = None) -> Path:

@@ -305,9 +305,9 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
         lambda f: replace_text(f / "run/config.toml", "digits", "<given in Python>"),
     ),
     (("export", "run", "--out", "."), ("is a directory",), lambda f: None),
-    (("export", "run", "--out", "run/model.fsp"), ("run/model.fsp is a model or checkpoint of a run",), lambda f: None),
-    (("export", "run", "--out", "run/checkpoint.fsp"), ("is a model or checkpoint of a run",), lambda f: None),
-    (("export", "run", "--out", "run/config.toml"), ("run/config.toml is the run's own",), lambda f: None),
+    (("export", "run", "--out", "run/model.fsp"), ("run/model.fsp is a run's own",), lambda f: None),
+    (("export", "run", "--out", "run/checkpoint.fsp"), ("checkpoint.fsp is a run's own",), lambda f: None),
+    (("export", "run", "--out", "run/config.toml"), ("run/config.toml is a run's own",), lambda f: None),
     (("export", "run", "--out", "pipe"), ("pipe is no ordinary file",), lambda f: os.mkfifo(f / "pipe")),
     (("export", "run", "--format", "sparse", "--out", "m.onnx"), ("m.onnx is named like onnx",), lambda f: None),
     (
@@ -374,6 +374,11 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
     ),
     (
         ("predict", "table.fsz", "a.csv"),
+        ('has column "a" 2 times',),
+        lambda f: (f / "a.csv").write_text("sex,a,b,c,a\n0,1,2,3,99\n"),
+    ),
+    (
+        ("predict", "table.fsz", "a.csv"),
         ("a.csv, line 1", "nan"),
         lambda f: (f / "a.csv").write_text("nan,1,2,3\n1,2,3,4\n"),
     ),
@@ -413,7 +418,17 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Path], object]]] =
     ),
     (("inspect", "run/model.fsp", "--picture", "a.svg"), ("--picture is of one exported model",), lambda f: None),
     (("inspect", "run/model.fsz", "--picture", "run/model.fsz"), ("the file that it would be made",), lambda f: None),
-    (("inspect", "run/model.fsz", "--picture", "run/model.fsp"), ("model or checkpoint of a run",), lambda f: None),
+    (("inspect", "run/model.fsz", "--picture", "run/model.fsp"), ("run/model.fsp is a run's own",), lambda f: None),
+    (
+        ("inspect", "run/model.fsz", "--picture", "kept.key"),
+        ("kept.key is a key, or a model or checkpoint",),
+        lambda f: (f / "kept.key").write_bytes(b"FSK1 and so on"),
+    ),
+    (
+        ("inspect", "run/model.fsz", "--picture", "kept.fsp"),
+        ("kept.fsp is a key, or a model or checkpoint",),
+        lambda f: shutil.copy(f / "run/checkpoint.fsp", f / "kept.fsp"),
+    ),
     (("inspect", "run/model.fsz", "--picture", "no/a.svg"), ("no/a.svg cannot be written",), lambda f: None),
     (("benchmark", "none.fsz"), ("none.fsz cannot be read",), lambda f: None),
     (("benchmark", "run/model.fsz", "--batches", "1,many"), ("--batches",), lambda f: None),

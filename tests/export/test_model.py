@@ -68,6 +68,7 @@ def test_what_numpy_can_read_is_as_good_as_an_array() -> None:
     tensor: Any = torch.from_numpy(PIXELS[:3])
     assert np.array_equal(model.predict(tensor).scores, model.predict(PIXELS[:3]).scores)
     nothing: Any = []
+    assert model.prepare(nothing).shape == (0, 1, 8, 8)
     assert len(model.predict(nothing)) == len(SparseModel(ARTIFACTS["text"]).predict(nothing)) == 0
 
 
@@ -129,6 +130,13 @@ def test_a_regression_answers_in_the_unit_of_its_target() -> None:
             ask()
 
 
+class Unwilling:
+    """Like a tensor that requires its gradient."""
+
+    def __array__(self, *_: object) -> Any:
+        raise RuntimeError("not today")
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
@@ -139,6 +147,7 @@ def test_a_regression_answers_in_the_unit_of_its_target() -> None:
         (7, "must be an array or a list"),
         (np.float32(3), "must be an array or a list"),
         (["a text"], "real numbers"),
+        (Unwilling(), "a Unwilling that is no array: not today"),
     ],
 )
 def test_wrong_examples_are_refused(examples: Any, message: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 SITES = ("ada", "bob", "cyd")
+_LIBC = ctypes.CDLL(None)
 # Limits are for what hangs, not for what a busy machine is slow at. This one: starting a SuperLink, or SuperNodes until
 # they are connected.
 PATIENCE = 1800.0
@@ -51,7 +52,7 @@ def wait_for(what: str, ready: Callable[[], Any], seconds: float = PATIENCE, pau
 
 def end_with_parent() -> None:
     """Have this process be told to end when the tests are killed: nobody else would stop what starts itself again."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Relay:

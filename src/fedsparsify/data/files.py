@@ -141,6 +141,7 @@ def _verified(path: Path, source: Source, name: str) -> bytes:
 def _download(source: Source, searched: list[Path], progress: bool) -> dict[str, Path]:
     # Imported here because it brings an HTTP client, which most runs never use.
     import pooch
+    import requests
 
     cache = Path(pooch.os_cache("fedsparsify")) / source.folders[0]
     urls = {url.rsplit("/", 1)[1]: url for url in source.downloads}
@@ -158,8 +159,9 @@ def _download(source: Source, searched: list[Path], progress: bool) -> dict[str,
             downloader = pooch.HTTPDownloader(progressbar=_Bar(name) if progress else False)
             path = Path(fetcher.fetch(name, downloader=downloader))
         except (OSError, ValueError) as error:
-            cause = error.strerror if isinstance(error, OSError) else None
-            why = f"{url.split('/')[2]} cannot be reached ({cause or type(error).__name__})"
+            why = f"downloading {url} to {cache} failed ({error})"
+            if isinstance(error, requests.ConnectionError | requests.Timeout):  # their words are long and say no more
+                why = f"{url.split('/')[2]} cannot be reached"
             raise DataError(_nowhere(source, searched, why)) from error
         content = name.removesuffix(".gz")
         if content in source.md5:

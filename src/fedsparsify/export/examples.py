@@ -153,13 +153,14 @@ def _table(path: Path, recipe: Recipe) -> NDArray[Any] | list[str]:
         return list(_some([_cell(row, at, path, line) for line, row in rows[1:]], path))
     has_names = not any(map(_is_number, header)) and any(cell.strip() and not _is_nan(cell) for cell in header)
     if recipe.columns and (has_names or set(recipe.columns) & set(header)):
-        plain = {cell.strip().casefold(): at for at, cell in enumerate(header)}
-        exact = {cell: at for at, cell in enumerate(header)}
-        known = {column: exact.get(column, plain.get(column.casefold())) for column in recipe.columns}
-        missing = [column for column, at in known.items() if at is None]
+        found = [_places(column, header, recipe.columns) for column in recipe.columns]
+        missing = [column for column, places in zip(recipe.columns, found, strict=True) if not places]
         if missing:
             raise DataError(f'{path} has no column "{missing[0]}" ({len(missing)} are missing): add it')
-        columns: Sequence[int] = [at for at in known.values() if at is not None]
+        for column, places in zip(recipe.columns, found, strict=True):
+            if len(places) > 1:
+                raise DataError(f'{path} has column "{column}" {len(places)} times: keep one of them')
+        columns: Sequence[int] = [places[0] for places in found]
         names, rows = header, rows[1:]
     else:
         count = math.prod(recipe.shape)
@@ -180,6 +181,13 @@ def _table(path: Path, recipe: Recipe) -> NDArray[Any] | list[str]:
                 raise DataError(f'{path}, line {line}: {names[at]} = "{cell[:40]}" is no finite number; mend the cell')
             values[i, j] = float(cell)
     return values.reshape(len(values), *recipe.shape)
+
+
+def _places(column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Return where a column is: by its name, else by one that differs in spaces around it or upper and lower case."""
+    exact = [at for at, cell in enumerate(header) if cell == column]
+    same = column.strip().casefold()
+    return exact or [at for at, cell in enumerate(header) if cell.strip().casefold() == same and cell not in columns]
 
 
 def _cell(row: list[str], at: int, path: Path, line: int) -> str:

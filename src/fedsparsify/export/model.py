@@ -129,16 +129,14 @@ class SparseModel:
         """Return what the model says of N raw examples, as they were before training's normalisation.
 
         Args:
-            examples: real numbers [N, *recipe.shape], such as the pixels 0 to 255 of pictures; or N texts. What NumPy
-                can make an array of will do, such as a tensor or a data frame.
+            examples: real numbers [N, *recipe.shape], such as the pixels 0 to 255 of pictures; or N texts. What
+                offers NumPy an array (``__array__``) will do, such as a tensor or a data frame.
 
         Raises:
             ArgumentError: they are of another shape or type, or hold a value that is not finite, or one that makes a
                 score that is not.
         """
-        recipe, raw = self.recipe, _listed(examples)
-        if not len(raw):
-            raw = [] if recipe.kind == "text" else np.zeros((0, *recipe.shape))
+        recipe, raw = self.recipe, self._listed(examples)
         step = max(1, min(_BATCH, _NUMBERS // math.prod(self.graph.input_shape)))
         starts = range(0, max(len(raw), 1), step)
         with np.errstate(over="ignore", invalid="ignore"):  # refused below
@@ -158,8 +156,24 @@ class SparseModel:
         Raises:
             ArgumentError: as :meth:`predict`.
         """
-        ready = self.recipe.prepare(_listed(examples), self.graph.input_shape)
+        ready = self.recipe.prepare(self._listed(examples), self.graph.input_shape)
         return ready.astype(self.graph.input_dtype, copy=False)
+
+    def _listed(self, examples: Any) -> Any:
+        """Return what can be counted and cut: lists and tuples as they are, what offers an array as that."""
+        raw = examples
+        if not isinstance(examples, list | tuple):
+            try:
+                raw = np.asarray(examples) if hasattr(examples, "__array__") else np.float32(0)
+            except Exception as error:  # of whoever offers it
+                raise ArgumentError(
+                    f"the examples are a {type(examples).__name__} that is no array: {error}"
+                ) from error
+            if raw.ndim == 0:
+                raise ArgumentError(f"the examples are a {type(examples).__name__}: they must be an array or a list")
+        if not len(raw) and self.recipe.kind != "text":
+            return np.zeros((0, *self.recipe.shape))
+        return raw
 
     def forward(self, x: NDArray[Any]) -> Floats:
         """Return the network's outputs for inputs [N, *graph.input_shape] that are prepared already.
@@ -172,16 +186,6 @@ class SparseModel:
         except ValueError as error:
             raise ArgumentError("the inputs are of several shapes: all must have the network's") from error
         return self._engine.run(inputs)
-
-
-def _listed(examples: Any) -> Any:
-    """Return what can be counted and cut: lists and tuples as they are, anything else as an array."""
-    if isinstance(examples, list | tuple):
-        return examples
-    raw = np.asarray(examples) if hasattr(examples, "__array__") else None
-    if raw is None or raw.ndim == 0:
-        raise ArgumentError(f"the examples are a {type(examples).__name__}: they must be an array or a list")
-    return raw
 
 
 def _softmax(scores: Floats) -> Floats:

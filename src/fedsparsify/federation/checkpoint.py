@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, RunError, WireError
-from ..files import remove_leftovers, write_atomically
+from ..files import OF_A_RUN, remove_leftovers, write_atomically
 from ..layout import ParameterLayout
 from ..state import ServerState
 from ..wire import Kind, Message, decode, encode
@@ -40,7 +40,6 @@ from .engine import Record, State
 __all__ = ["Form", "RunDirectory", "States", "message_in"]
 
 _DIGEST_BYTES = 32
-_FILES = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
 
 
 class Form(Protocol):
@@ -147,7 +146,7 @@ class RunDirectory:
             )
         try:
             lock = _hold(path)
-            for name in _FILES:
+            for name in OF_A_RUN:
                 remove_leftovers(path / name)
         except OSError as error:
             raise RunError(f"{path} cannot be written ({error.strerror}): mend the folder, then resume") from error
@@ -243,7 +242,7 @@ def _is_leftover(path: Path) -> bool:
 
 def _undo(path: Path, missing: Sequence[Path]) -> None:
     """Remove what a failed creation made: its files, and the folders that were missing before, innermost first."""
-    for made in (*(path / name for name in (*_FILES, ".lock")), *missing):
+    for made in (*(path / name for name in (*OF_A_RUN, ".lock")), *missing):
         with suppress(OSError):
             made.rmdir() if made in missing else made.unlink()
 

@@ -106,9 +106,8 @@ class Pool:
                     try:
                         answer = ready.recv_bytes()
                     except (EOFError, OSError):
-                        result: bytes | JobFailure = self._bury(
-                            ready, 10.0
-                        )  # it has closed its end, and is about to go
+                        # It has closed its end, and is about to go.
+                        result: bytes | JobFailure = self._bury(ready, seconds=10)
                         idle.append(self._start())
                     else:
                         body = answer[1:]
