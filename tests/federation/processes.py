@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.commands import alive
+
 SITES = ("ada", "bob", "cyd")
 _LIBC = ctypes.CDLL(None)
 # Limits are for what hangs, not for what a busy machine is slow at. This one: starting a SuperLink, or SuperNodes until
@@ -48,6 +50,16 @@ def wait_for(what: str, ready: Callable[[], Any], seconds: float = PATIENCE, pau
             return found
         time.sleep(pause)
     raise AssertionError(f"{what} within {seconds:g} s")
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all that a process's threads have started, and what those have."""
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in map(int, listed.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
 
 
 def end_with_parent() -> None:
@@ -188,8 +200,14 @@ class Deployment:
         return self._processes[name].poll() is not None
 
     def kill(self, name: str) -> None:
-        self.signal(name, signal.SIGKILL)
-        self._processes.pop(name).wait()
+        """Kill a process and all that descends from it, as when its machine dies: Flower starts some in own groups."""
+        process = self._processes.pop(name)
+        below = descendants(process.pid)
+        for pid in (process.pid, *below):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        wait_for(f"{name} and its processes are gone", lambda: not any(map(alive, below)))
 
     def superlink(self) -> None:
         self.start("superlink", ["sh", "start.sh"], self.folder / "superlink")
