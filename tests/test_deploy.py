@@ -15,7 +15,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -229,10 +228,8 @@ def test_a_supernode_that_has_ended_is_started_again_until_the_script_is_told_to
     script = subprocess.Popen([str(site / "start.sh")], env=environment, stderr=subprocess.DEVNULL)
 
     def started(times: int) -> None:
-        until = time.monotonic() + 240
-        while len((site / "started").read_text().split() if (site / "started").exists() else []) < times:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        log = site / "started"
+        wait_until(lambda: log.exists() and len(log.read_text().split()) >= times, f"start {times}", seconds=240)
 
     started(1)
     (child,) = subprocess.run(["pgrep", "-P", str(script.pid)], capture_output=True, text=True).stdout.split()

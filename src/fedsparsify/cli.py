@@ -22,6 +22,7 @@ from .config import Settings, load_settings
 from .deploy_cli import deploy
 from .errors import ArgumentError, ConfigError, FedSparsifyError, RunError
 from .export_cli import benchmark, export, predict
+from .files import check_run
 from .inspect_cli import inspect
 from .keys_cli import keys
 from .sweep_cli import sweep
@@ -102,10 +103,7 @@ def resume(
     """Go on with a run that was stopped or killed; the result is the same bit for bit."""
     from . import runs
 
-    if not (directory / "config.toml").is_file():
-        raise RunError(
-            f"{directory} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
-        )
+    check_run(directory)
     settings = load_settings(directory / "config.toml")
     finished = any((directory / name).is_file() for name in ("model.fsp", "model.locked"))
     _watch(directory, settings, lambda observers: runs.resume(directory, observers, workers), no_report)

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from .errors import ArgumentError, RunError
 
-__all__ = ["OF_A_RUN", "check_target", "new_private_file", "remove_leftovers", "replace_file", "write_atomically"]
+__all__ = [
+    "OF_A_RUN",
+    "check_run",
+    "check_target",
+    "new_private_file",
+    "remove_leftovers",
+    "replace_file",
+    "write_atomically",
+]
 
 
 OF_A_RUN = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model.fsp", "model.locked", "clients.key")
@@ -18,6 +26,18 @@ OF_A_RUN = ("run.json", "config.toml", "metrics.jsonl", "checkpoint.fsp", "model
 
 # Messages and checkpoints, also of encrypted runs, and keys; a checkpoint has a digest of 32 bytes before.
 _PRECIOUS = (b"FSPM", b"FSX1", b"FSK1")
+
+
+def check_run(path: Path) -> None:
+    """Refuse a folder that no run was begun in.
+
+    Raises:
+        RunError: it is none.
+    """
+    if not (path / "config.toml").is_file():
+        raise RunError(
+            f"{path} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
+        )
 
 
 def check_target(path: Path, *inputs: Path) -> None:

@@ -20,6 +20,7 @@ from .export.descriptions import Facts
 from .export.graph import Graph
 from .export.model import SparseModel
 from .export.trace import trace
+from .files import check_run
 from .layout import ParameterLayout
 from .recipe import Recipe
 from .state import ModelState
@@ -61,8 +62,7 @@ def load_finished(
         DataError: the data set is not here; its normalisation belongs to the model.
         ArgumentError: the network does something that cannot be exported.
     """
-    if not (run / "config.toml").is_file():
-        raise RunError(f"{run} is no run directory: it holds no config.toml; name one that fedsparsify run has written")
+    check_run(run)
     settings = load_settings(run / "config.toml")
     path = run / "model.fsp"
     if not path.is_file():

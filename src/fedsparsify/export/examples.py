@@ -151,7 +151,7 @@ def _table(path: Path, recipe: Recipe) -> NDArray[Any] | list[str]:
             raise DataError(f'{path} has no column "text": add it, or name a file with one text a line')
         at = header.index("text")
         return list(_some([_cell(row, at, path, line) for line, row in rows[1:]], path))
-    has_names = not any(map(_is_number, header)) and any(cell.strip() and not _is_nan(cell) for cell in header)
+    has_names = not any(map(_is_number, header)) and any(cell.strip() and _float(cell) is None for cell in header)
     if recipe.columns and (has_names or set(recipe.columns) & set(header)):
         found = [_places(column, header, recipe.columns) for column in recipe.columns]
         missing = [column for column, places in zip(recipe.columns, found, strict=True) if not places]
@@ -197,17 +197,16 @@ def _cell(row: list[str], at: int, path: Path, line: int) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
+    number = _float(cell)
+    return number is not None and math.isfinite(number)
 
 
-def _is_nan(cell: str) -> bool:
+def _float(cell: str) -> float | None:
+    """Return a cell's number, which may be NaN or infinite; None where it is a word or blank."""
     try:
-        return not math.isfinite(float(cell))
+        return float(cell)
     except ValueError:
-        return False
+        return None
 
 
 def _some(items: Any, path: Path) -> Any:

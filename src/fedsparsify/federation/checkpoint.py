@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, RunError, WireError
-from ..files import OF_A_RUN, remove_leftovers, write_atomically
+from ..files import OF_A_RUN, check_run, remove_leftovers, write_atomically
 from ..layout import ParameterLayout
 from ..state import ServerState
 from ..wire import Kind, Message, decode, encode
@@ -140,10 +140,7 @@ class RunDirectory:
         Raises:
             RunError: it is no run directory, or another process is working in it.
         """
-        if not (path / "config.toml").is_file():
-            raise RunError(
-                f"{path} is no run directory: it holds no config.toml; name one that fedsparsify run has written"
-            )
+        check_run(path)
         try:
             lock = _hold(path)
             for name in OF_A_RUN:
